@@ -1,0 +1,183 @@
+"""The command line: one function per command, each a few lines; errors are one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import asrkit
+from asrkit.errors import AsrkitError
+
+console = Console(stderr=False)
+errors = Console(stderr=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a flag."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Print the mistake and how to see the usage, and exit with status 2."""
+        _print_error(f"{message} (see {self.prog} --help)")
+        sys.exit(2)
+
+
+def _print_error(message: object) -> None:
+    errors.print(f"asrkit: error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0 done, 2 a mistake told in one line, 130 interrupted (state saved)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.run
+        return command(options)
+    except AsrkitError as error:
+        _print_error(error)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        return 130
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="asrkit", description="Speech recognisers from much untranscribed and little transcribed speech.")
+    parser.add_argument("--version", action="version", version=f"asrkit {asrkit.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # prepare
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "train, or go on training, what a config describes",
+        "asrkit train conf/mini/pretrain_mini.yaml exp_dir=exp/pretrain data.dir=data/mini",
+    )
+    train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="the experiment's settings")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
+    train.add_argument("--help-config", metavar="METHOD", help="print every setting of a method with its default")
+
+    decode = _add(
+        commands,
+        "decode",
+        _decode,
+        "recognise prepared sets and write results.json",
+        "asrkit decode --model exp/finetune --data data/mini --sets dev-clean test-clean",
+    )
+    decode.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
+    decode.add_argument("--data", required=True, type=Path, metavar="DATA", help="prepared data")
+    decode.add_argument("--sets", required=True, nargs="+", metavar="SET", help="sets to decode")
+    _add_model_options(decode)
+
+    score = _add(
+        commands,
+        "score",
+        _score,
+        "compare hypotheses with references",
+        "asrkit score ref.trans.txt hyp.trans.txt",
+    )
+    score.add_argument("reference", type=Path, metavar="REF.txt", help="lines of `ID TEXT`")
+    score.add_argument("hypothesis", type=Path, metavar="HYP.txt", help="lines of `ID TEXT`")
+    score.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances to show")
+
+    transcribe = _add(
+        commands,
+        "transcribe",
+        _transcribe,
+        "write the text of audio files",
+        "asrkit transcribe --model exp/finetune talk.flac interview.wav",
+    )
+    transcribe.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
+    transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
+    _add_model_options(transcribe)
+
+    _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+) -> Parser:
+    parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model_options(parser: Parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
+    parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32")
+    parser.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which weights")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.help_config:
+        from asrkit.config import describe
+        from asrkit.training.config import schema
+
+        for line in describe(schema(options.help_config)):
+            console.print(f"{line.key} ({line.type}) = {line.default}", style="bold", markup=False, soft_wrap=True)
+            console.print(f"    {line.doc}", markup=False, highlight=False, soft_wrap=True)
+        return 0
+    if options.config is None:
+        raise AsrkitError("asrkit train needs a CONFIG.yaml", mend="see asrkit train --help")
+    from asrkit.training.config import load_experiment_config
+    from asrkit.training.experiment import train
+
+    finished = train(load_experiment_config(options.config, options.overrides), console)
+    return 0 if finished else 130
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from asrkit.inference.decode import decode_set
+    from asrkit.inference.recogniser import load
+    from asrkit.text.wer import table
+
+    recogniser = load(
+        options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint
+    )
+    for name in options.sets:
+        result, scored = decode_set(recogniser, options.data, name)
+        speed = result.audio_seconds / max(result.seconds, 1e-9)
+        console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from asrkit.text.wer import read_transcripts, score, table
+
+    scored = score(read_transcripts(options.reference), read_transcripts(options.hypothesis))
+    console.print(table(scored, worst=options.worst))
+    return 0
+
+
+def _transcribe(options: argparse.Namespace) -> int:
+    from asrkit.inference.recogniser import load, transcribe_files
+
+    recogniser = load(
+        options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint
+    )
+    failed = 0
+    for path, outcome in transcribe_files(recogniser, options.audio):
+        if isinstance(outcome, AsrkitError):
+            failed += 1
+            _print_error(outcome)
+        else:
+            console.print(f"{path}\t{outcome}", markup=False, highlight=False, soft_wrap=True)
+    return 2 if failed else 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from asrkit.inference.doctor import findings
+
+    for name, value in findings():
+        console.print(f"{name:<24} {value}", markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,57 @@
+"""What the loader hands to a method.
+
+Shapes: N batch, S samples, L labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances of one stream, padded at the end."""
+
+    waves: Tensor
+    """Audio in [-1, 1], float32 of shape (N, S), zero behind each utterance's end."""
+    wave_lengths: Tensor
+    """Samples per utterance, int64 of shape (N,)."""
+    host_lengths: tuple[int, ...]
+    """The same lengths as Python integers, so that no output size has to be asked of the device."""
+    keys: Tensor
+    """Stable 64-bit keys of the utterance ids, int64 of shape (N,), for `asrkit.randomness`."""
+    ids: tuple[str, ...]
+    """Utterance ids."""
+    epoch: int
+    """The stream's epoch, a coordinate of every random draw."""
+    targets: Tensor | None = None
+    """Unit indices, int64 of shape (N, L), padded with 0 behind each target's end; None for an unlabelled stream."""
+    target_lengths: Tensor | None = None
+    """Units per target, int64 of shape (N,)."""
+    host_target_lengths: tuple[int, ...] | None = None
+    """The same as Python integers."""
+    texts: tuple[str, ...] | None = None
+    """Reference transcripts (normalised), where they are known: for scoring, never for training."""
+
+    @property
+    def seconds(self) -> float:
+        """Audio in the batch, in seconds at 16 kHz, padding not counted."""
+        return sum(self.host_lengths) / 16_000
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
+        """Return the batch with its tensors on ``device``."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+    def pin(self) -> Batch:
+        """Return the batch with its tensors in page-locked memory, for asynchronous copies to a GPU."""
+        moved = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)

@@ -1,0 +1,141 @@
+"""Tables of utterances: csv, tsv or JSON lines, a row each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asrkit.data.corpus import Names, Reject, Utterance, is_set_name, lines_of, named_paths
+from asrkit.errors import AsrkitError
+
+COLUMNS = ("audio", "text", "id", "speaker", "language", "start", "duration", "channel", "set")
+"""The columns that are read; only ``audio`` must be there, others are passed over."""
+
+Entry = Utterance | Reject
+
+
+def scan(files: Sequence[str | Path]) -> dict[str, list[Entry]]:
+    """Return the sets of tables given as ``PATH`` or ``NAME=PATH``.
+
+    The suffix tells the kind: ``.csv``, ``.tsv`` (no quoting) with a line of column names, or ``.jsonl`` with an
+    object per line. A relative ``audio`` path starts from the table's folder. A ``set`` column names each row's set;
+    otherwise the set has the table's name. Raises AsrkitError for a table that does not exist, is of another kind, or
+    has no ``audio`` column.
+    """
+    sets: dict[str, list[Entry]] = {}
+    for name, path in named_paths(files).items():
+        suffix = path.suffix.lower()
+        if suffix not in (".csv", ".tsv", ".jsonl") or not path.is_file():
+            raise AsrkitError("not a table", where=path, mend="give .csv, .tsv or .jsonl files")
+        names = Names()
+        for where, row in _read_objects(path) if suffix == ".jsonl" else _read_columns(path, suffix):
+            if isinstance(row, str):
+                sets.setdefault(name, []).append(Reject(f"{path.name}:{where}", str(path), row))
+                continue
+            chosen, entry = _entry(row, path, where, name, names)
+            sets.setdefault(chosen, []).append(entry)
+    return sets
+
+
+def _read_columns(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield (line, row) or (line, what is wrong with it)."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            tabs = suffix == ".tsv"
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
+            try:
+                header = [name.strip() for name in next(reader, [])]
+            except csv.Error as error:
+                raise AsrkitError(f"not a table: {error}", where=path) from None
+            if "audio" not in header:
+                found = ", ".join(header) or "none"
+                raise AsrkitError(
+                    f"no column 'audio' (columns: {found})", where=path, mend=f"known: {', '.join(COLUMNS)}"
+                )
+            while True:
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield reader.line_num, f"not a row: {error}"
+                    continue
+                if len(cells) > len(header):
+                    yield reader.line_num, f"a row of {len(cells)} cells under {len(header)} columns"
+                elif any(cells):
+                    yield reader.line_num, dict(zip(header, cells, strict=False))
+    except OSError as error:
+        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
+
+
+def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield (line, object) or (line, what is wrong with it)."""
+    for number, line in lines_of(path):
+        try:
+            row = json.loads(line) if line is not None else None
+        except (ValueError, RecursionError) as error:
+            yield number, f"not JSON: {error}"
+            continue
+        yield number, row if isinstance(row, dict) else "not an object" if line is not None else "not UTF-8"
+
+
+def _entry(row: Mapping[str, Any], path: Path, line: int, name: str, names: Names) -> tuple[str, Entry]:
+    """Return the set and the utterance of a row, or a reject that names the cell."""
+    label = f"{path.name}:{line}"
+    try:
+        name = _text(row, "set") or name
+        if not is_set_name(name):
+            return path.name.split(".")[0], Reject(label, str(path), f"a set cannot be called '{name}'")
+        audio = _text(row, "audio")
+        if not audio:
+            return name, Reject(label, str(path), "no audio")
+        start, duration, channel = _number(row, "start"), _number(row, "duration"), _number(row, "channel")
+        if channel is not None and not channel.is_integer():
+            return name, Reject(label, str(path), f"channel is {channel:g}")
+        utterance = _text(row, "id")
+        if not utterance:
+            part = Path(audio)
+            tail = "" if start is None else f"-{max(0, round(1000 * start)):07d}"
+            utterance = names.make(Path(*part.parts[1:]) if part.is_absolute() else part, tail)
+        found = Utterance(
+            utterance,
+            str(path.parent / audio),
+            start or 0.0,
+            duration,
+            _text(row, "text") if "text" in row else None,
+            _text(row, "speaker") or None,
+            _text(row, "language") or None,
+            None if channel is None else int(channel),
+            path.name,
+        )
+    except ValueError as error:
+        return name, Reject(label, str(path), str(error))
+    return name, found
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """Return a cell as text, "" where it is empty or missing."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{column} is neither text nor a number")
+    return value.strip() if isinstance(value, str) else str(value)
+
+
+def _number(row: Mapping[str, Any], column: str) -> float | None:
+    """Return a cell as a finite number, None where it is empty or missing."""
+    text = _text(row, column)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{column} is '{text}', not a number")
+    return number

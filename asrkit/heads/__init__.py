@@ -1,0 +1,1 @@
+"""Heads: losses on the encoder's output, and for supervised ones their hypotheses."""

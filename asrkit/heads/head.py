@@ -1,0 +1,53 @@
+"""What a method, model selection and decoding ask of a head. A head owns its loss and, if supervised, its hypotheses.
+
+Shapes: N batch, S samples, T frames, L labels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from asrkit.core.clock import Clock
+from asrkit.core.term import Losses
+from asrkit.data.batch import Batch
+from asrkit.nn.encoder import Encoded
+
+
+class Head(nn.Module, ABC):
+    """A loss on the encoder's output, with the parameters it needs.
+
+    An update goes `draw` → `counts` (both without gradient, before any forward pass that is differentiated) → `loss`.
+    """
+
+    terms: tuple[str, ...]
+    """Names of the terms that `loss` returns, each with its count in `counts`."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, frames: Sequence[int], clock: Clock) -> Any:
+        """Draw what is random in the loss: a pure function of the seed, the stream's epoch and the utterances' keys.
+
+        Args:
+            batch: the micro-batch.
+            frames: encoder frames of each utterance, known on the host (`encoder.frames` of `batch.host_lengths`).
+            clock: where the run stands.
+        """
+
+    @abstractmethod
+    def counts(self, batch: Batch, draws: Any) -> Mapping[str, Tensor]:
+        """Return each term's denominator on this micro-batch, a scalar on the device."""
+
+    @abstractmethod
+    def loss(self, encoded: Encoded, batch: Batch, draws: Any, clock: Clock) -> Losses:
+        """Return terms and metrics of one micro-batch. Deterministic given ``draws``, dropout apart."""
+
+
+class SupervisedHead(Head):
+    """A head that learns from transcripts and can write them."""
+
+    @abstractmethod
+    def hypotheses(self, encoded: Encoded) -> list[list[int]]:
+        """Return the unit indices recognised in each utterance, by the head's own simplest decoding."""

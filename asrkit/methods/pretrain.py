@@ -1,0 +1,116 @@
+"""`pretrain`: self-supervised pre-training on unlabelled speech (Baevski et al. 2020, arXiv 2006.11477)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from asrkit.core.clock import Clock
+from asrkit.core.method import Method
+from asrkit.core.phase import Phase
+from asrkit.core.schedule import Schedule, ScheduleConfig
+from asrkit.core.step import Accumulate
+from asrkit.core.term import Losses, Prepared, Ratio
+from asrkit.data.batch import Batch
+from asrkit.errors import AsrkitError
+from asrkit.heads.wav2vec2 import Wav2Vec2Draws, Wav2Vec2Head, Wav2Vec2HeadConfig
+from asrkit.methods.common import encode, encoder_frames, parameter_groups
+from asrkit.nn.encoder import Encoder
+from asrkit.text.units import Units
+
+
+def _schedule() -> ScheduleConfig:
+    return ScheduleConfig(
+        learning_rate=5e-4, name="polynomial", warmup=0.08, hold=0.0, initial_scale=0.0, final_scale=0.0
+    )
+
+
+@dataclass
+class PretrainConfig:
+    """wav2vec 2.0 pre-training; the defaults are fairseq's wav2vec2_base_librispeech."""
+
+    updates: int = 400_000
+    """Length of the run."""
+    schedule: ScheduleConfig = field(default_factory=_schedule)
+    """Learning rate over the run."""
+    frontend_gradient_scale: float = 0.1
+    """What gradients into the feature extractor are multiplied with."""
+    wav2vec2: Wav2Vec2HeadConfig = field(default_factory=Wav2Vec2HeadConfig)
+    """Quantiser, contrastive loss, masks."""
+    min_code_perplexity: float = 3.0
+    """A run whose code perplexity stays at or below this is stopped as collapsed; 0 never stops."""
+    collapse_patience: int = 20
+    """Rows of the log in a row below the floor before the run is stopped."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise AsrkitError(f"pretrain.updates is {self.updates}", mend="1 or more")
+        if self.collapse_patience < 1 or self.min_code_perplexity < 0:
+            raise AsrkitError("pretrain.collapse_patience is 1 or more, pretrain.min_code_perplexity 0 or more")
+
+
+class Pretrain(Method):
+    """One phase, one stream: L_unsup on unlabelled speech."""
+
+    selection = ("contrastive", "min")
+
+    def __init__(self, config: PretrainConfig, encoder: Encoder, units: Units | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.ssl = Wav2Vec2Head(config.wav2vec2, encoder.dim, encoder.feature_dim)
+        self.rows_on_floor = 0
+
+    def groups(self) -> Mapping[str, list[nn.Parameter]]:
+        """See `Method.groups`."""
+        return parameter_groups(self.encoder, {"ssl": self.ssl})
+
+    def phases(self) -> Sequence[Phase]:
+        """See `Method.phases`."""
+        schedule = Schedule(self.config.schedule, self.config.updates)
+        rates = dict.fromkeys(self.groups(), schedule)
+        return [Phase("pretrain", self.config.updates, ("unlabelled",), rates, Accumulate())]
+
+    def terms(self, stream: str) -> Sequence[str]:
+        """See `Method.terms`."""
+        return self.ssl.terms
+
+    def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
+        """See `Method.prepare`: masks and negatives."""
+        draws = self.ssl.draw(batch, encoder_frames(self.encoder, batch), clock)
+        return Prepared(draws, self.ssl.counts(batch, draws))
+
+    def losses(self, stream: str, batch: Batch, draws: Wav2Vec2Draws, clock: Clock) -> Losses:
+        """See `Method.losses`."""
+        encoded = encode(self.encoder, batch, draws.mask, clock, self.config.frontend_gradient_scale)
+        return self.ssl.loss(encoded, batch, draws, clock)
+
+    def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
+        """See `Method.validate`: the losses under masks that never change, so that rows can be compared."""
+        fixed = Clock(0, clock.update, clock.phase, clock.phase_update, clock.phase_updates)
+        prepared = self.prepare("unlabelled", batch, fixed)
+        losses = self.losses("unlabelled", batch, prepared.draws, fixed)
+        terms = {name: Ratio(term.sum, prepared.counts[name]) for name, term in losses.terms.items()}
+        return {**losses.metrics, **terms}
+
+    def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
+        """See `Method.health`: stop when the quantiser uses next to no codes for a long time."""
+        on_floor = metrics["code_perplexity"] <= self.config.min_code_perplexity
+        self.rows_on_floor = self.rows_on_floor + 1 if on_floor else 0
+        if self.rows_on_floor < self.config.collapse_patience:
+            return None
+        return (
+            f"the code perplexity has been at {metrics['code_perplexity']:.2f} for {self.rows_on_floor} rows of the log: the "
+            "quantiser has collapsed onto a few codes and the contrastive task has become trivial or impossible; lower "
+            "pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use larger batches"
+        )
+
+    def extra_state(self) -> dict[str, int]:
+        """See `Method.extra_state`."""
+        return {"rows_on_floor": self.rows_on_floor}
+
+    def load_extra_state(self, state: dict[str, int]) -> None:
+        """See `Method.load_extra_state`."""
+        self.rows_on_floor = state["rows_on_floor"]

@@ -1,0 +1,44 @@
+"""The methods by name. Adding one is a file beside this one, a line here, and a YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from asrkit.core.method import Method
+from asrkit.methods.finetune import Finetune, FinetuneConfig
+from asrkit.methods.pretrain import Pretrain, PretrainConfig
+from asrkit.nn.encoder import Encoder
+from asrkit.text.units import Units
+
+
+class Builder(Protocol):
+    """Makes a method from its section of the configuration."""
+
+    def __call__(self, config: Any, encoder: Encoder, units: Units | None) -> Method:
+        """Return the method with random weights; ``units`` is None for a method without a labelled stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry knows of a method."""
+
+    config: type
+    """The dataclass of its section."""
+    build: Builder
+    """Makes it."""
+    streams: tuple[str, ...]
+    """The streams it needs: `labelled`, `unlabelled`."""
+    summary: str
+    """One line for `--help`."""
+
+
+METHODS: dict[str, Entry] = {
+    "pretrain": Entry(
+        PretrainConfig, Pretrain, ("unlabelled",), "wav2vec 2.0's contrastive pre-training on unlabelled speech"
+    ),
+    "finetune": Entry(
+        FinetuneConfig, Finetune, ("labelled",), "CTC on labelled speech, from a pre-trained encoder or from scratch"
+    ),
+}

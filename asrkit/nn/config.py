@@ -1,0 +1,98 @@
+"""What an encoder is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from asrkit.errors import AsrkitError, nearest
+from asrkit.nn.logmel import LogMelConfig
+from asrkit.nn.waveform import WaveformConfig
+
+FRONTENDS = ("waveform", "logmel")
+BLOCKS = ("transformer", "conformer")
+POSITIONS = ("conv", "rotary", "relative", "none")
+PADDINGS = ("exact", "foreign")
+CONV_NORMS = ("layer", "batch")
+
+
+@dataclass
+class EncoderConfig:
+    """Frontend, blocks and regularisation of an encoder; the defaults are wav2vec 2.0 BASE."""
+
+    frontend: str = "waveform"
+    """waveform (wav2vec 2.0's convolutions) or logmel (mel filters and subsampling convolutions)."""
+    waveform: WaveformConfig = field(default_factory=WaveformConfig)
+    """The waveform frontend."""
+    logmel: LogMelConfig = field(default_factory=LogMelConfig)
+    """The log-mel frontend."""
+    blocks: str = "transformer"
+    """transformer or conformer."""
+    layers: int = 12
+    """Blocks in the stack."""
+    dim: int = 768
+    """Channels of the blocks."""
+    ffn_dim: int = 3072
+    """Inner channels of the feed-forward layers."""
+    heads: int = 12
+    """Attention heads; they divide dim."""
+    pre_norm: bool = False
+    """transformer: normalise before each sub-layer and once at the end (LARGE) rather than after each (BASE)."""
+    positions: str = "conv"
+    """conv (wav2vec 2.0), rotary, relative (Transformer-XL) or none."""
+    conv_position_kernel: int = 128
+    """positions=conv: frames that the convolution spans."""
+    conv_position_groups: int = 16
+    """positions=conv: groups of the convolution; they divide dim."""
+    conv_kernel: int = 31
+    """conformer: frames that the depthwise convolution spans, an odd number."""
+    conv_norm: str = "layer"
+    """conformer: normalisation after the depthwise convolution, layer (over channels) or batch (over valid frames)."""
+    dropout: float = 0.1
+    """On the output of each sub-layer and on the blocks' input."""
+    attention_dropout: float = 0.1
+    """On attention weights."""
+    activation_dropout: float = 0.0
+    """On the inner activations of the feed-forward layers."""
+    input_dropout: float = 0.1
+    """On the projected features, before masking."""
+    layer_drop: float = 0.05
+    """Probability of skipping a block in training."""
+    padding: str = "exact"
+    """exact (a result never depends on padding), or foreign (as other toolkits treat it; for parity tests)."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("frontend", FRONTENDS),
+            ("blocks", BLOCKS),
+            ("positions", POSITIONS),
+            ("padding", PADDINGS),
+            ("conv_norm", CONV_NORMS),
+        ):
+            value = getattr(self, key)
+            if value not in known:
+                raise AsrkitError(f"encoder.{key} is '{value}'", mend=nearest(value, known))
+        for key in ("dim", "ffn_dim", "heads", "conv_position_kernel", "conv_position_groups", "conv_kernel"):
+            if getattr(self, key) < 1:
+                raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="1 or more")
+        if self.layers < 0:
+            raise AsrkitError(f"encoder.layers is {self.layers}", mend="0 or more")
+        if self.dim % self.heads:
+            raise AsrkitError(f"encoder.heads is {self.heads}, which does not divide encoder.dim = {self.dim}")
+        if self.positions == "conv" and self.dim % self.conv_position_groups:
+            raise AsrkitError(
+                f"encoder.conv_position_groups is {self.conv_position_groups}, "
+                f"which does not divide encoder.dim = {self.dim}"
+            )
+        if self.positions == "rotary" and (self.dim // self.heads) % 2:
+            raise AsrkitError(
+                "encoder.positions is rotary, but encoder.dim / encoder.heads is odd", mend="make it even"
+            )
+        if self.positions == "relative" and self.dim % 2:
+            raise AsrkitError("encoder.positions is relative, but encoder.dim is odd", mend="make it even")
+        if self.blocks == "conformer" and self.conv_kernel % 2 == 0:
+            raise AsrkitError(f"encoder.conv_kernel is {self.conv_kernel}", mend="an odd number")
+        for key in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="in [0, 1)")

@@ -1,0 +1,225 @@
+"""The encoder: frontend, projection, masking, positions, blocks.
+
+Source: Baevski et al. 2020 (wav2vec 2.0), section 2.
+Shapes: N batch, S samples, T frames, F feature channels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asrkit.nn.config import EncoderConfig
+from asrkit.nn.conformer import ConformerBlock
+from asrkit.nn.gradient import scale_gradient
+from asrkit.nn.logmel import LogMelFrontend
+from asrkit.nn.normalisation import LayerNorm
+from asrkit.nn.positions import ConvPositions, PositionState, position_state
+from asrkit.nn.transformer import TransformerBlock
+from asrkit.nn.waveform import WaveformFrontend
+
+if TYPE_CHECKING:
+    from asrkit.nn.masking import SpanMask
+
+SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The frontend's output, before any masking; a teacher and a student can share it."""
+
+    extracted: Tensor
+    """Raw features (N, T, F), zero in padded frames."""
+    lengths: Tensor
+    """Frames per row, int64 (N,)."""
+    host_lengths: tuple[int, ...]
+    """The same as Python integers."""
+    frame_mask: Tensor
+    """bool (N, T), True where a frame is valid."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padded frames."""
+        return min(self.host_lengths) < self.extracted.size(1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder made of a batch."""
+
+    features: Tensor
+    """Normalised frontend output, never masked (N, T, F)."""
+    extracted: Tensor
+    """Frontend output before that normalisation (N, T, F), zero in padded frames."""
+    states: Tensor
+    """Output of the last block (N, T, C), zero in padded frames."""
+    lengths: Tensor
+    """Frames per row, int64 (N,)."""
+    host_lengths: tuple[int, ...]
+    """The same as Python integers."""
+    frame_mask: Tensor
+    """bool (N, T), True where a frame is valid."""
+    layers: tuple[Tensor, ...] | None = None
+    """On request the blocks' input and each block's output, (N, T, C) each; padded frames have no meaning."""
+
+
+class Encoder(nn.Module):
+    """Speech to a state per frame. No method of it waits for the device."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frontend: WaveformFrontend | LogMelFrontend
+        if config.frontend == "waveform":
+            self.frontend = WaveformFrontend(config.waveform, foreign_padding=config.padding == "foreign")
+        else:
+            self.frontend = LogMelFrontend(config.logmel)
+        self.dim, self.feature_dim = config.dim, self.frontend.feature_dim
+        self.feature_norm = LayerNorm(self.feature_dim)
+        self.projection = nn.Linear(self.feature_dim, config.dim)
+        self.mask_embedding = nn.Parameter(torch.empty(config.dim).uniform_())
+        self.positions: ConvPositions | None = None
+        if config.positions == "conv":
+            self.positions = ConvPositions(config.dim, config.conv_position_kernel, config.conv_position_groups)
+        make = TransformerBlock if config.blocks == "transformer" else ConformerBlock
+        self.blocks = nn.ModuleList(make(config) for _ in range(config.layers))
+        # Before the blocks under post-norm, behind them under pre-norm; Conformer blocks end in a norm of their own.
+        self.norm: nn.Module = LayerNorm(config.dim) if config.blocks == "transformer" else nn.Identity()
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        # The difference of two long stretches is free of what the first window takes.
+        return (self.frames(2_000 * SAMPLE_RATE) - self.frames(1_000 * SAMPLE_RATE)) / 1_000
+
+    def frames(self, samples: int) -> int:
+        """Return the number of frames of a wave of so many samples."""
+        return self.frontend.frames(samples)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of the groups `frontend` (convolutions only) and `encoder` (all others)."""
+        frontend = list(self.frontend.parameters())
+        known = {id(parameter) for parameter in frontend}
+        return {"frontend": frontend, "encoder": [p for p in self.parameters() if id(p) not in known]}
+
+    def forward(
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        host_lengths: Sequence[int],
+        *,
+        mask: SpanMask | None = None,
+        drops: Sequence[bool] | None = None,
+        after_layer: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        keep_layers: bool = False,
+        frontend_gradient_scale: float = 1.0,
+    ) -> Encoded:
+        """Encode a batch: `extract`, then `contextualise`; the arguments are theirs."""
+        extracted = self.extract(waves, wave_lengths, host_lengths, gradient_scale=frontend_gradient_scale)
+        return self.contextualise(extracted, mask, drops=drops, after_layer=after_layer, keep_layers=keep_layers)
+
+    def extract(
+        self, waves: Tensor, wave_lengths: Tensor, host_lengths: Sequence[int], *, gradient_scale: float = 1.0
+    ) -> Extracted:
+        """Run the frontend.
+
+        Args:
+            waves: (N, S), zero behind each row's end.
+            wave_lengths: samples per row, int64 (N,).
+            host_lengths: the same as Python integers.
+            gradient_scale: what gradients into the frontend are multiplied with; at 0 it keeps no graph.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_scale != 0.0):
+            features, lengths, host_frames = self.frontend(waves, wave_lengths, host_lengths)
+        features = scale_gradient(features, gradient_scale)
+        frame_mask = torch.arange(features.size(1), device=features.device) < lengths[:, None]
+        if min(host_frames) < features.size(1):
+            features = features.masked_fill(~frame_mask[:, :, None], 0.0)
+        return Extracted(features, lengths, host_frames, frame_mask)
+
+    def contextualise(
+        self,
+        extracted: Extracted,
+        mask: SpanMask | None = None,
+        *,
+        drops: Sequence[bool] | None = None,
+        after_layer: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        keep_layers: bool = False,
+    ) -> Encoded:
+        """Run everything behind the frontend.
+
+        Args:
+            extracted: the frontend's output.
+            mask: frames to be replaced by the mask embedding, and channels to be zeroed; None for no masking.
+            drops: for each block whether it is skipped (LayerDrop); None runs them all.
+            after_layer: by block number (from 0) what its output (N, T, C) is sent through; skipped with its block.
+            keep_layers: keep the input and the output of the blocks.
+        """
+        config = self.config
+        features = self.feature_norm(extracted.extracted)
+        x = F.dropout(self.projection(features), config.input_dropout, self.training)
+        if mask is not None and mask.time is not None:
+            x = torch.where(mask.time[:, :, None], self.mask_embedding.to(x.dtype), x)
+        if mask is not None and mask.channels is not None:
+            x = x.masked_fill(mask.channels[:, None, :], 0.0)
+        hidden = ~extracted.frame_mask[:, :, None] if extracted.padded else None
+        if self.positions is not None:
+            if hidden is not None:
+                x = x.masked_fill(hidden, 0.0)
+            x = x + self.positions(x)
+        if not config.pre_norm:
+            x = self.norm(x)
+        x = F.dropout(x, config.dropout, self.training)
+        shared = position_state(config.positions, x.size(1), config.dim, config.heads, x.device)
+        x, layers = self._run_blocks(x, self._attention_mask(extracted), shared, drops, after_layer or {}, keep_layers)
+        if config.pre_norm:
+            x = self.norm(x)
+        if hidden is not None:
+            x = x.masked_fill(hidden, 0.0)
+        return Encoded(
+            features=features,
+            extracted=extracted.extracted,
+            states=x,
+            lengths=extracted.lengths,
+            host_lengths=extracted.host_lengths,
+            frame_mask=extracted.frame_mask,
+            layers=layers,
+        )
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        frame_mask: Tensor | None,
+        positions: PositionState | None,
+        drops: Sequence[bool] | None,
+        after_layer: Mapping[int, Callable[[Tensor], Tensor]],
+        keep_layers: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        layers = [x]
+        for number, block in enumerate(self.blocks):
+            if drops is None or not drops[number]:
+                if self.config.checkpoint_activations and torch.is_grad_enabled():
+                    x = checkpoint(block, x, frame_mask, positions, use_reentrant=False)
+                else:
+                    x = block(x, frame_mask, positions)
+                if number in after_layer:
+                    x = after_layer[number](x)
+            if keep_layers:
+                layers.append(x)
+        return x, tuple(layers) if keep_layers else None
+
+    @staticmethod
+    def _attention_mask(extracted: Extracted) -> Tensor | None:
+        """Return the mask for attention, None if nothing is padded; a row without frames attends to its first."""
+        if not extracted.padded:
+            return None
+        if min(extracted.host_lengths) > 0:
+            return extracted.frame_mask
+        places = torch.arange(extracted.frame_mask.size(1), device=extracted.frame_mask.device)
+        return places < extracted.lengths.clamp(min=1)[:, None]

@@ -1,0 +1,98 @@
+"""Where a frame stands: convolutional, rotary and relative positions.
+
+Convolutional positions (wav2vec 2.0, section 2) are added once, before the blocks. Rotary (Su et al. 2021) and
+relative (Dai et al. 2019, Transformer-XL, section 3.3) positions act within every attention layer; what all layers
+share is computed once per forward pass and handed down as a `PositionState`.
+
+Shapes: N batch, T frames, C channels, D channels per head, K kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PositionState:
+    """What the attention layers of one forward pass share."""
+
+    rotary: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines of the rotation angles, float32, each of shape (T, D / 2)."""
+    relative: Tensor | None = None
+    """Sinusoids of the distances query - key = T - 1, …, -T, float32 of shape (2T, C)."""
+
+
+def position_state(kind: str, frames: int, dim: int, heads: int, device: torch.device) -> PositionState | None:
+    """Return what attention needs for positions of a kind ("rotary", "relative"; None for the others).
+
+    Args:
+        kind: a value of `EncoderConfig.positions`.
+        frames: T.
+        dim: C.
+        heads: attention heads; D = C / heads.
+        device: where the tensors are wanted.
+    """
+    if kind == "rotary":
+        places = torch.arange(frames, device=device, dtype=torch.float32)
+        angles = places[:, None] * _rates(dim // heads, device)
+        return PositionState(rotary=(angles.cos(), angles.sin()))
+    if kind == "relative":
+        distances = torch.arange(frames - 1, -frames - 1, -1, device=device, dtype=torch.float32)
+        angles = distances[:, None] * _rates(dim, device)
+        return PositionState(relative=torch.cat([angles.sin(), angles.cos()], dim=-1))
+    return None
+
+
+def _rates(dim: int, device: torch.device) -> Tensor:
+    """Return dim / 2 angular rates, from 1 down to about 1 / 10000 radian per frame."""
+    steps = torch.arange(0, dim, 2, device=device, dtype=torch.float32)
+    return torch.exp(steps * (-math.log(10_000.0) / dim))
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs of channels by an angle that grows with the frame's place.
+
+    Channel i is paired with channel i + D / 2.
+
+    Args:
+        x: queries or keys, of shape (N, T, …, D).
+        rotary: cosines and sines, (T, D / 2).
+
+    Returns:
+        The same shape and dtype; the rotation itself is done in float32.
+    """
+    middle = (1,) * (x.dim() - 3)
+    cosines, sines = (table.view(table.size(0), *middle, table.size(1)) for table in rotary)
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    return turned.to(x.dtype)
+
+
+class ConvPositions(nn.Module):
+    """Convolutional positions: a wide grouped convolution with weight normalisation, then GELU.
+
+    The weight is direction · magnitude / ‖direction‖, the norm taken for each of the K taps, as in wav2vec 2.0.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        direction = torch.empty(dim, dim // groups, kernel)
+        nn.init.normal_(direction, std=math.sqrt(4.0 / (kernel * dim)))
+        self.direction = nn.Parameter(direction)
+        self.magnitude = nn.Parameter(torch.linalg.vector_norm(direction, dim=(0, 1)))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is to be added to the frames (N, T, C), which are zero where padded; the same shape."""
+        # The norm is that of float32 weights even where the convolution runs in half precision.
+        norm = torch.linalg.vector_norm(self.direction, dim=(0, 1))
+        weight = self.direction * (self.magnitude / norm)
+        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+        # An even kernel gives one frame too many; it is cut at the end.
+        return F.gelu(y[:, :, : x.size(1)]).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Text: its spelling, the units that a head predicts, and error rates."""

@@ -1,0 +1,156 @@
+"""The experiment's configuration: one section per concern, and one named after the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asrkit import config as configuration
+from asrkit.data.config import DataConfig
+from asrkit.errors import AsrkitError, nearest
+from asrkit.methods.registry import METHODS
+from asrkit.nn.config import EncoderConfig
+from asrkit.training.engine import PRECISIONS
+from asrkit.training.optimiser import OptimiserConfig
+from asrkit.training.units import UnitsConfig
+
+
+@dataclass
+class TrainingConfig:
+    """The loop: how often it speaks, validates and saves; precision."""
+
+    precision: str = "auto"
+    """auto, bf16, fp16 or fp32; auto is bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
+    threads: int = 0
+    """CPU threads per process; 0 leaves torch's choice."""
+    log_every: int = 50
+    """Updates between rows of metrics.jsonl."""
+    validate_every: int = 1000
+    """Updates between validations on the dev sets; a phase's end validates too."""
+    checkpoint_every: int = 1000
+    """Updates between checkpoints; a phase's end and a best validation save too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, beside `last` and `best`."""
+    max_skipped_updates: int = 20
+    """Updates in a row with a non-finite loss or gradient after which the run stops."""
+    timeout_minutes: float = 30.0
+    """How long ranks wait for each other."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise AsrkitError(f"training.precision is '{self.precision}'", mend=nearest(self.precision, PRECISIONS))
+        for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped_updates"):
+            if getattr(self, name) < 1:
+                raise AsrkitError(f"training.{name} is {getattr(self, name)}", mend="1 or more")
+        if self.threads < 0 or self.timeout_minutes <= 0:
+            raise AsrkitError("training.threads is 0 or more, training.timeout_minutes more than 0")
+
+
+@dataclass
+class ExperimentConfig:
+    """Everything that defines a run, the method's own section apart."""
+
+    method: str = ""
+    """The method's name; the section of that name holds its settings."""
+    exp_dir: str = ""
+    """The experiment's folder: made if absent, resumed if it holds this run."""
+    seed: int = 1
+    """Fixes weights, data order, masks and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:K."""
+    init: str = ""
+    """An experiment whose encoder this run starts from; empty starts from random weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Streams and batches."""
+    units: UnitsConfig = field(default_factory=UnitsConfig)
+    """What the supervised head predicts."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The shared encoder; with `init`, its shape is the initial experiment's."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """AdamW and clipping."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise AsrkitError(f"seed is {self.seed}", mend="0 or more")
+
+    @property
+    def options(self) -> Any:
+        """The method's own section."""
+        return getattr(self, self.method)
+
+
+def schema(method: str) -> type[ExperimentConfig]:
+    """Return the configuration class of a method: the common sections and the method's own.
+
+    Raises:
+        AsrkitError: if there is no such method.
+    """
+    if method not in METHODS:
+        raise AsrkitError(f"unknown method '{method}'", mend=nearest(method, METHODS))
+    entry = METHODS[method]
+    own = field(default_factory=entry.config, metadata={"doc": f"Settings of the method {method}."})
+    return make_dataclass(f"{entry.config.__name__}Experiment", [(method, entry.config, own)], bases=(ExperimentConfig,))
+
+
+def load_experiment_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a run's configuration: defaults, then the YAML file, then `KEY=VALUE` overrides.
+
+    Raises:
+        AsrkitError: in one line that names the key and its file.
+    """
+    method = configuration.peek("method", path, overrides)
+    if not method:
+        raise AsrkitError("no `method`", where=path, mend="one of: " + ", ".join(sorted(METHODS)))
+    config = configuration.load(schema(str(method)), path, overrides)
+    if not config.exp_dir:
+        raise AsrkitError("no `exp_dir`", where=path, mend="add exp_dir=FOLDER to the command")
+    return config
+
+
+MAY_CHANGE = (
+    "exp_dir",
+    "device",
+    "data.workers",
+    "data.batch_seconds",
+    "training.threads",
+    "training.log_every",
+    "training.validate_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.timeout_minutes",
+)
+
+
+def store_config(config: ExperimentConfig, exp_dir: Path) -> None:
+    """Write `config.yaml`, or check that the one there is the same run's.
+
+    Raises:
+        AsrkitError: if the folder holds a run with other settings.
+    """
+    path = exp_dir / "config.yaml"
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        here = configuration.to_dict(config)
+        for key, old, new in _differences(there, here):
+            if key not in MAY_CHANGE:
+                raise AsrkitError(
+                    f"this folder holds a run with other settings: {key} is {old!r} there and {new!r} here",
+                    where=exp_dir,
+                    mend="choose another exp_dir, or remove this one",
+                )
+    configuration.save(config, path)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted({*old, *new}):
+            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if old == new else [(key, old, new)]

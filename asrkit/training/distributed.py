@@ -1,0 +1,98 @@
+"""Processes that train together, started by torchrun; one process needs nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+BUCKET_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Add each tensor over all ranks, in place, in flat buckets of one type: few messages instead of hundreds."""
+        if self.world_size == 1:
+            return
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        for same in by_type.values():
+            for bucket in _buckets(same):
+                flat = _flatten_dense_tensors(bucket)
+                dist.all_reduce(flat)
+                for tensor, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
+                    tensor.copy_(total)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on some rank."""
+        if self.world_size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(float(flag), device=device)
+        dist.all_reduce(total)
+        return bool(total.item() > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        size += tensor.numel() * tensor.element_size()
+        if size > BUCKET_BYTES and buckets[-1]:
+            buckets.append([])
+            size = tensor.numel() * tensor.element_size()
+        buckets[-1].append(tensor)
+    return buckets
+
+
+def join(device_type: str, timeout_minutes: float = 30.0) -> Ranks:
+    """Join the group that torchrun describes in the environment; without torchrun, be alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Ranks()
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if not dist.is_initialized():
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        if device_type == "cuda":
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return Ranks(rank, world_size, local_rank)
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

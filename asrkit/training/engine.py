@@ -1,0 +1,91 @@
+"""Device, precision and reduction: what a Step is lent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asrkit.errors import AsrkitError, nearest
+from asrkit.training.distributed import Ranks
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda" or "cuda:K".
+
+    Raises:
+        AsrkitError: if the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise AsrkitError(f"unknown device '{name}'", mend="auto, cpu, cuda or cuda:K") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise AsrkitError("device is 'cuda' but torch sees no GPU", mend="device=cpu, or see `asrkit doctor`")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local_rank)
+    return device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return "bf16", "fp16" or "fp32" for a configured precision; "auto" asks the hardware."""
+    if name not in PRECISIONS:
+        raise AsrkitError(f"unknown precision '{name}'", mend=nearest(name, PRECISIONS))
+    if name == "fp16" and device.type == "cpu":
+        raise AsrkitError("training.precision is fp16 on a CPU", mend="use bf16, fp32 or auto")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+class TrainingEngine:
+    """Precision and reduction for one run; implements `asrkit.core.step.Engine`."""
+
+    def __init__(self, device: torch.device, precision: str, ranks: Ranks) -> None:
+        self.device = device
+        self.precision = choose_precision(precision, device)
+        self.ranks = ranks
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        return self.ranks.world_size
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context for forward passes."""
+        return autocast(self.device, self.precision)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Multiply with fp16's loss scale; otherwise return the loss."""
+        return self.scaler.scale(loss)
+
+    def reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Add each tensor over all ranks, in place."""
+        self.ranks.add(tensors)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the autocast context of a precision ("fp32" gives none)."""
+    if precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)

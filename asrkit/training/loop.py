@@ -1,0 +1,283 @@
+"""The training loop: fetch, step, clip, optimise, schedule, after_update, then log, validate and checkpoint.
+
+It knows phases, streams and Steps; it knows no method by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asrkit.core.clock import Clock
+from asrkit.core.method import Method
+from asrkit.core.phase import Phase
+from asrkit.core.step import Totals
+from asrkit.core.term import Ratio
+from asrkit.data.batch import Batch
+from asrkit.data.stream import Stream
+from asrkit.errors import AsrkitError
+from asrkit.training.checkpoint import Checkpoints
+from asrkit.training.config import TrainingConfig
+from asrkit.training.engine import TrainingEngine
+from asrkit.training.log import MetricLog, ProgressView
+from asrkit.training.optimiser import Optimiser
+from asrkit.training.signals import StopRequest
+
+log = logging.getLogger("asrkit.training")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class Trainer:
+    """One run of one method."""
+
+    def __init__(
+        self,
+        method: Method,
+        streams: Mapping[str, Stream],
+        dev_batches: Sequence[Batch],
+        *,
+        optimiser: Optimiser,
+        engine: TrainingEngine,
+        config: TrainingConfig,
+        exp_dir: Path,
+        seed: int,
+        view: ProgressView,
+    ) -> None:
+        self.method = method
+        self.streams = streams
+        self.dev_batches = dev_batches
+        self.optimiser = optimiser
+        self.engine = engine
+        self.config = config
+        self.seed = seed
+        self.view = view
+        self.exp_dir = exp_dir
+        self.checkpoints = Checkpoints(exp_dir, config.keep_checkpoints)
+        self.update = 0
+        self.phase_index = 0
+        self.phase_update = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+        self.skipped = 0
+        self.totals = Totals({})
+        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
+
+    def run(self) -> None:
+        """Train to the end of the last phase, from the newest checkpoint where there is one.
+
+        Raises:
+            Interrupted: after a signal, once the state is saved.
+            AsrkitError: if the method calls its run unhealthy, or nothing but non-finite updates comes.
+        """
+        self._restore()
+        self.metrics = MetricLog(self.exp_dir, self.update) if self.engine.ranks.is_first else None
+        try:
+            with StopRequest(self.engine.ranks) as stop:
+                for index, phase in list(enumerate(self.method.phases()))[self.phase_index :]:
+                    if index != self.phase_index:
+                        self.phase_index, self.phase_update = index, 0
+                    self._run_phase(phase, stop)
+        finally:
+            self.view.stop()
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def _run_phase(self, phase: Phase, stop: StopRequest) -> None:
+        length = phase.updates({name: stream.updates_per_epoch for name, stream in self.streams.items()})
+        if self.phase_update >= length:
+            return
+        self.optimiser.enter(phase, fresh=self.phase_update == 0)
+        self.view.start(phase.name, self.phase_update, length)
+        sources = {name: iter(self.streams[name]) for name in phase.streams}
+        while self.phase_update < length:
+            began = time.perf_counter()
+            micro_batches = {name: next(source) for name, source in sources.items()}
+            waited = time.perf_counter() - began
+            clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+            self.method.train()
+            phase.step.run(self.method, micro_batches, clock, self.engine, self.totals)
+            norms, finite = self.optimiser.update(phase, self.phase_update, self.engine)
+            self._guard(finite)
+            for name in phase.streams:
+                self.streams[name].consumed()
+            self.method.after_update(clock)
+            self.update += 1
+            self.phase_update += 1
+            self._account(began, waited, micro_batches, norms)
+            self.view.advance(self.phase_update)
+            self._report(phase, length, clock, stop)
+
+    def _report(self, phase: Phase, length: int, clock: Clock, stop: StopRequest) -> None:
+        """Log, validate and save as the update count asks."""
+        ended = self.phase_update >= length
+        if ended or self.update % self.config.log_every == 0:
+            self._log(phase, length, clock)
+        improved = (ended or self.update % self.config.validate_every == 0) and self._validate(phase, clock)
+        stopping = stop.requested(self.update)
+        if improved or ended or stopping or self.update % self.config.checkpoint_every == 0:
+            self._save(best=improved)
+        if stopping and not ended:
+            raise Interrupted
+
+    def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]], norms: dict[str, float]) -> None:
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.window["updates"] += 1
+        self.window["seconds"] += elapsed
+        self.window["wait"] += waited
+        self.window["audio"] += sum(batch.seconds for batches in micro.values() for batch in batches)
+        self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
+
+    def _guard(self, finite: bool) -> None:
+        self.skipped = 0 if finite or self.engine.scaler.is_enabled() else self.skipped + 1
+        if self.skipped:
+            log.warning("update %d: the gradient is not finite; skipped", self.update)
+        if self.skipped >= self.config.max_skipped_updates:
+            raise AsrkitError(
+                f"{self.skipped} updates in a row had a gradient that is not finite",
+                where=self.exp_dir,
+                mend="lower the learning rate or set optimiser.clip_norm; the last good checkpoint is kept",
+            )
+
+    def _log(self, phase: Phase, length: int, clock: Clock) -> None:
+        figures = self._summed(self.totals.values)
+        audio = sum(self.engine.ranks.gather(self.window["audio"]))
+        seconds = max(self.window["seconds"], 1e-9)
+        rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
+        row: dict[str, Any] = {
+            "step": self.update,
+            "epoch": max(self.streams[name].state_dict()["epoch"] for name in phase.streams),
+            "phase": phase.name,
+            "phase_step": self.phase_update,
+            "phase_steps": length,
+            **figures,
+            "learning_rate": max(rates.values()),
+            **{f"learning_rate/{name}": rate for name, rate in rates.items()},
+            "grad_norm": max(value for name, value in figures.items() if name.startswith("grad_norm/")),
+            "audio_seconds_per_second": audio / seconds,
+            "data_wait_share": self.window["wait"] / seconds,
+            "seconds": self.seconds,
+            "seconds_left": (length - self.phase_update) * seconds / max(self.window["updates"], 1),
+        }
+        self.totals = Totals({})
+        self.window = dict.fromkeys(self.window, 0)
+        if self.metrics is not None:
+            self.metrics.write(row)
+            self.view.show(row)
+        reason = self.method.health(row, clock)
+        if reason is not None:
+            self._save(best=False)
+            raise AsrkitError(f"stopped at step {self.update}: {reason}", where=self.exp_dir)
+
+    def _summed(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> dict[str, float]:
+        """Return each figure's ratio of sums over all ranks; a rank may lack a name."""
+        local = {name: (float(numerator), float(denominator)) for name, (numerator, denominator) in values.items()}
+        sums: dict[str, list[float]] = {}
+        for other in self.engine.ranks.gather(local):
+            for name, (numerator, denominator) in other.items():
+                pair = sums.setdefault(name, [0.0, 0.0])
+                pair[0] += numerator
+                pair[1] += denominator
+        return {name: pair[0] / pair[1] if pair[1] else float("nan") for name, pair in sums.items()}
+
+    def _validate(self, phase: Phase, clock: Clock) -> bool:
+        """Measure the dev sets; return whether this is the best so far."""
+        if not self.engine.ranks.gather(bool(self.dev_batches)).count(True):
+            return False
+        began = time.perf_counter()
+        self.method.eval()
+        totals = Totals({})
+        with torch.inference_mode(), self.engine.autocast():
+            for batch in self.dev_batches:
+                totals.add(self.method.validate(batch.to(self.engine.device), clock))
+        figures = self._summed(totals.values)
+        self.seconds += time.perf_counter() - began
+        row = {
+            "step": self.update,
+            "phase": phase.name,
+            "phase_step": self.phase_update,
+            "phase_steps": clock.phase_updates,
+            **{f"dev/{name}": value for name, value in figures.items()},
+            "seconds": self.seconds,
+        }
+        if self.metrics is not None:
+            self.metrics.write(row)
+            self.view.show(row)
+        name, direction = self.method.selection
+        value = figures[name] if direction == "min" else -figures[name]
+        if value != value or (self.best is not None and value >= self.best):
+            return False
+        self.best = value
+        return True
+
+    def _save(self, best: bool) -> None:
+        generators = self.engine.ranks.gather(_generator_states(self.engine.device))
+        if not self.engine.ranks.is_first:
+            return
+        state = {
+            "model": self.method.state_dict(),
+            "extra": self.method.extra_state(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.engine.scaler.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "generators": generators,
+            "update": self.update,
+            "phase_index": self.phase_index,
+            "phase_update": self.phase_update,
+            "seconds": self.seconds,
+            "best": self.best,
+            "skipped": self.skipped,
+            "totals": {name: list(pair) for name, pair in self.totals.values.items()},
+            "window": dict(self.window),
+        }
+        self.checkpoints.save(self.update, state, best=best)
+
+    def _restore(self) -> None:
+        state = self.checkpoints.newest()
+        if state is None:
+            return
+        self.method.load_state_dict(state["model"])
+        self.method.load_extra_state(state["extra"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.engine.scaler.load_state_dict(state["scaler"])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][name])
+        rank = self.engine.ranks.rank
+        if rank < len(state["generators"]):  # a rank that is new since the checkpoint keeps its seeded generators
+            _set_generator_states(state["generators"][rank], self.engine.device)
+        self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]
+        self.seconds, self.best, self.skipped = state["seconds"], state["best"], state["skipped"]
+        if rank == 0:
+            self.totals = Totals({name: (pair[0], pair[1]) for name, pair in state["totals"].items()})
+            self.window = dict(state["window"])
+        log.info("resumed from step %d (%s)", self.update, self.checkpoints.path(self.update))
+
+
+def _generator_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generator_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def seed_generators(seeds: Iterable[int]) -> None:
+    """Seed torch's default generators from several numbers (the run's seed, the rank)."""
+    combined = 0
+    for number in seeds:
+        combined = (combined * 1_000_003 + number + 1) % (1 << 63)
+    torch.manual_seed(combined)

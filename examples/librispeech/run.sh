@@ -1,0 +1,267 @@
+#!/usr/bin/env bash
+# Self-supervised pre-training on all speech, then CTC fine-tuning on the little that is labelled, for LibriSpeech and for
+# anything in its layout; `--corpus mini` is a synthetic corpus of that layout.
+#
+#   run.sh --corpus mini                                                     all stages, minutes on two CPU cores
+#   run.sh --corpus librispeech --corpus-dir DIR --size base --subset 10h    DIR holds LibriSpeech/
+#   run.sh --corpus librispeech --init exp/other/pretrain --subset 1h        starts from a model there is already
+#   run.sh --corpus mini --stage 5                                           decoding and scoring again
+#
+#   --stage N, --stop-stage M   first and last stage to run (0 and 6):
+#                               0 download or check the corpus      1 prepare manifests (and synthesise, for mini)
+#                               2 pre-train (skipped with --init)   3 semi-supervised stage (none for finetune)
+#                               4 fine-tune on --subset             5 decode dev and test sets    6 score and report
+#   --corpus NAME               mini or librispeech (mini)
+#   --corpus-dir DIR            holds LibriSpeech/ and perhaps librispeech_finetuning/ (corpora/CORPUS)
+#   --download                  fetch into --corpus-dir what is missing there; without --corpus-dir this is the default
+#   --method NAME               what follows pre-training; needs conf/CONFIG/NAME_SIZE.yaml (finetune)
+#   --config NAME               a folder of conf/: mini, study or librispeech (CORPUS)
+#   --size NAME                 mini, small, base or large (mini, small or base, after --config)
+#   --source NAME               labels of stage 3, for methods that have one: a subset
+#   --subset NAME               labelled speech: 10min, 1h, 9h, 10h, 100h or 960h (10h)
+#   --init EXP                  an experiment to start from in place of stage 2; `scratch` fine-tunes from random weights
+#   --seed N                    (1)
+#   --data-dir DIR              prepared data (data/CORPUS)
+#   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
+#   --nproc N                   processes, one per GPU (1)
+#   -- KEY=VALUE …              changes to the configuration of every training stage that runs
+#
+# Run it again with the same arguments to go on after an interruption.
+set -euo pipefail
+# shellcheck source=path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+
+die() {
+    echo "run.sh: $*" >&2
+    exit 2
+}
+
+# one_of FLAG VALUE ALLOWED…
+one_of() {
+    local flag=$1 value=$2
+    shift 2
+    case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
+}
+
+stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init=""
+seed=1 data_dir="" exp_dir="" nproc=1 overrides=()
+while [ $# -gt 0 ]; do
+    flag=$1
+    shift
+    case $flag in
+    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | \
+        --seed | --data-dir | --exp-dir | --nproc)
+        [ $# -gt 0 ] && [ -n "$1" ] && [ "${1#--}" = "$1" ] || die "$flag needs a value (see run.sh --help)"
+        name=${flag#--}
+        printf -v "${name//-/_}" %s "$1"
+        shift
+        ;;
+    --download) download=yes ;;
+    --)
+        overrides=("$@")
+        break
+        ;;
+    -h | --help)
+        sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *) die "unknown argument '$flag' (see run.sh --help; configuration goes behind --)" ;;
+    esac
+done
+
+one_of --corpus "$corpus" mini librispeech
+config=${config:-$corpus}
+one_of --config "$config" mini study librispeech
+case $config in mini) size=${size:-mini} ;; study) size=${size:-small} ;; *) size=${size:-base} ;; esac
+one_of --size "$size" mini small base large
+one_of --stage "$stage" 0 1 2 3 4 5 6
+one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
+[ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
+for flag in seed nproc; do
+    case ${!flag} in *[!0-9]*) die "--$flag ${!flag}: not a whole number" ;; esac
+done
+[ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
+for override in "${overrides[@]}"; do
+    case $override in [a-z]*=*) ;; *) die "'$override' behind -- is not KEY=VALUE" ;; esac
+done
+
+# The prepared sets that each subset stands for; the small ones are Libri-light's label-limited folds.
+limited=no
+case $subset in
+10min | 1h | 9h | 10h) labelled=($subset) limited=yes ;;
+100h) labelled=(train-clean-100) ;;
+960h) labelled=(train-clean-100 train-clean-360 train-other-500) ;;
+*) die "--subset $subset: not one of 10min 1h 9h 10h 100h 960h" ;;
+esac
+
+# `scratch` has a configuration of its own: without pre-training other updates, rates and masks are best.
+conf=$root/conf/$config
+tune=$method
+[ "$init" != scratch ] || tune=scratch
+methods=()
+for file in "$conf"/*_"$size".yaml; do
+    name=$(basename "$file" "_$size.yaml")
+    case $name in "*" | model | pretrain | scratch) ;; *) methods+=("$name") ;; esac
+done
+[ ${#methods[@]} -gt 0 ] || die "no configuration conf/$config/*_$size.yaml (ls conf/* shows what there is)"
+one_of --method "$method" "${methods[@]}"
+[ -z "$source" ] || die "--source $source: labels for stage 3, which the method $method does not have"
+tune_config=$conf/${tune}_${size}_$subset.yaml
+[ -f "$tune_config" ] || tune_config=$conf/${tune}_$size.yaml
+pretrain_config=$conf/pretrain_$size.yaml
+[ -f "$tune_config" ] || die "no configuration $tune_config"
+[ -n "$init" ] || [ -f "$pretrain_config" ] || die "no configuration $pretrain_config"
+
+[ -n "$corpus_dir" ] || download=yes
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus}")
+data_dir=$(absolute "${data_dir:-$root/data/$corpus}")
+exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}_${config}_${size}_seed$seed}")
+case $init in "" | scratch) ;; *) init=$(absolute "$init") ;; esac
+pretrained=$exp_dir/pretrain
+tuned=$exp_dir/${tune}_$subset
+
+# Every folder that a stage writes notes the settings that made it.
+# agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them.
+agree() {
+    local dir=$1 setting key noted
+    [ -f "$dir/recipe.settings" ] || return 0
+    shift
+    for setting in "$@"; do
+        key=${setting%%=*}
+        noted=$(sed -n "s/^$key=//p" "$dir/recipe.settings")
+        [ "$noted" = "${setting#*=}" ] ||
+            die "$dir was made with $key '$noted', not '${setting#*=}' (choose another --exp-dir or --data-dir, or remove it)"
+    done
+}
+settle() {
+    agree "$@"
+    mkdir -p "$1"
+    printf '%s\n' "${@:2}" >"$1/recipe.settings.part"
+    mv "$1/recipe.settings.part" "$1/recipe.settings"
+}
+data_settings=("corpus=$corpus" "corpus_dir=$corpus_dir")
+pretrain_settings=("corpus=$corpus" "data_dir=$data_dir" "config=$config" "size=$size" "seed=$seed")
+tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init=$init")
+
+# begin NUMBER TITLE READS WRITES is true where the stage is wanted.
+begin() {
+    [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] || return 1
+    type -P asrkit >/dev/null || die "the command asrkit is not installed (bash scripts/install.sh makes .venv with it)"
+    began=$SECONDS
+    printf '\n== Stage %s: %s\n   reads  %s\n   writes %s\n' "$@"
+}
+finish() { printf '   stage %s took %d s\n' "$1" $((SECONDS - began)); }
+skip() {
+    if [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; then printf '\n== Stage %s: skipped, %s\n' "$1" "$2"; fi
+}
+
+# require SET… stops where a set is not prepared.
+require() {
+    local name
+    for name in "$@"; do
+        [ -f "$data_dir/$name/set.json" ] || die "$data_dir holds no prepared set $name (run stage 1; is it in $corpus_dir?)"
+    done
+}
+# train CONFIG EXP KEY=VALUE…
+train() {
+    local command=(asrkit)
+    [ "$nproc" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
+    "${command[@]}" train "$1" "exp_dir=$2" "seed=$seed" "data.dir=$data_dir" "${@:3}" "${overrides[@]}"
+}
+
+# The parts of the corpus that the stages to come read, one per line.
+corpus_parts() {
+    if [ "$limited" = yes ]; then echo librispeech_finetuning; else printf '%s\n' "${labelled[@]}"; fi
+    local config file configs=("$tune_config")
+    [ -n "$init" ] || configs+=("$pretrain_config")
+    for file in "${configs[@]}"; do
+        config=$(python "$root/examples/librispeech/sets.py" "$file" "${overrides[@]}") || exit
+        tr ' ' '\n' <<<"$config"
+    done
+}
+check_corpus() {
+    local home=$corpus_dir part parent
+    [ -d "$corpus_dir" ] || die "--corpus-dir $corpus_dir: no such folder (--download fetches the corpus into it)"
+    [ ! -d "$home/LibriSpeech" ] || home=$home/LibriSpeech
+    for part in "$@"; do
+        parent=$home
+        [ "$part" != librispeech_finetuning ] || [ "$home" = "$corpus_dir" ] || parent=$corpus_dir
+        [ -d "$parent/$part" ] || die "$parent has no folder $part (--download fetches it)"
+    done
+    compgen -G "$home/test-*" >/dev/null || die "$home has no folder test-* (--download fetches it)"
+}
+
+if [ "$corpus" = mini ]; then
+    skip 0 "the mini corpus is not downloaded but synthesised in stage 1"
+elif begin 0 "corpus" "the network, or $corpus_dir" "$corpus_dir"; then
+    parts=$(corpus_parts | sort -u)
+    mapfile -t parts <<<"$parts"
+    if [ "$download" = yes ]; then
+        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
+        python -m asrkit.data.download --corpus-dir "$corpus_dir" "${fetched[@]}"
+    fi
+    check_corpus "${parts[@]}"
+    finish 0
+fi
+
+if begin 1 "manifests, index and units" "$corpus_dir" "$data_dir"; then
+    settle "$data_dir" "${data_settings[@]}"
+    asrkit prepare "$corpus" --corpus-dir "$corpus_dir" --output-dir "$data_dir"
+    finish 1
+fi
+
+if [ -n "$init" ]; then
+    skip 2 "--init $init stands for it"
+elif begin 2 "pre-training on all speech, without its transcripts" "$data_dir" "$pretrained"; then
+    agree "$data_dir" "${data_settings[0]}"
+    settle "$pretrained" "${pretrain_settings[@]}" "overrides=${overrides[*]}"
+    train "$pretrain_config" "$pretrained"
+    finish 2
+fi
+
+skip 3 "the method $method has no semi-supervised stage"
+
+if begin 4 "CTC on the labelled subset $subset" "$data_dir${init:+, $init}" "$tuned"; then
+    agree "$data_dir" "${data_settings[0]}"
+    require "${labelled[@]}"
+    start=()
+    case $init in
+    "")
+        agree "$pretrained" "${pretrain_settings[@]}"
+        [ -e "$pretrained/checkpoints/last" ] || die "$pretrained holds no trained model (run stage 2, or give --init)"
+        start=("init=$pretrained")
+        ;;
+    scratch) ;;
+    *)
+        [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (it has no config.yaml)"
+        start=("init=$init")
+        ;;
+    esac
+    settle "$tuned" "${tune_settings[@]}" "overrides=${overrides[*]}"
+    train "$tune_config" "$tuned" "${start[@]}" "data.labelled.sets=[$(IFS=, && echo "${labelled[*]}")]"
+    finish 4
+fi
+
+if begin 5 "decoding" "$data_dir, $tuned" "$tuned/decode"; then
+    agree "$tuned" "${tune_settings[@]}"
+    [ -e "$tuned/checkpoints/last" ] || die "$tuned holds no trained model (run stage 4)"
+    sets=()
+    for folder in "$data_dir"/{dev,test}*; do
+        if [ -f "$folder/set.json" ]; then sets+=("$(basename "$folder")"); fi
+    done
+    [ ${#sets[@]} -gt 0 ] || die "$data_dir holds no prepared set dev* or test* (run stage 1)"
+    asrkit decode --model "$tuned" --data "$data_dir" --sets "${sets[@]}"
+    finish 5
+fi
+
+if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt"; then
+    agree "$tuned" "${tune_settings[@]}"
+    compgen -G "$tuned/decode/*/*/results.json" >/dev/null || die "$tuned/decode holds no results (run stage 5)"
+    for result in "$tuned"/decode/*/*/; do
+        printf '\n%s\n' "${result#"$tuned/decode/"}"
+        asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt"
+    done
+    python "$root/examples/librispeech/table.py" "$tuned"
+    finish 6
+fi
