@@ -38,7 +38,7 @@ def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T
     Args:
         schema: a dataclass; nested dataclasses are sections. Their ``__post_init__`` run, innermost first.
         path: a YAML file, or None for the defaults.
-        overrides: OmegaConf dotlist items such as ``optimiser.lr=5e-5`` or ``data.labelled.sets=[1h,9h]``. The value
+        overrides: OmegaConf dotlist items such as ``seed=2`` or ``data.labelled.sets=[1h,9h]``. The value
             for a field of type str is taken as it stands, so that ``name=010`` is the string ``010``.
 
     Raises:
@@ -131,10 +131,11 @@ def _refused(message: str, names: list[str], layer: Layer, keys: Keys) -> Asrkit
     named = [(*keys, name) for name in names if re.search(rf"\b{re.escape(name)}\b", message)]
     places = dict.fromkeys(layer.places[here] for here in named if here in layer.places)
     section = ".".join(keys)
-    return AsrkitError(
-        f"{section}: {message}" if section and f"{section}." not in message else message,
-        where=", ".join(places) or layer.place(keys),
-    )
+    if keys:
+        # A section knows its own name at most; the user knows it by the whole path.
+        whole = re.sub(rf"(?<![\w.]){re.escape(keys[-1])}\.(?=\w)", f"{section}.", message)
+        message = whole if f"{section}." in whole else f"{section}: {message}"
+    return AsrkitError(message, where=", ".join(places) or layer.place(keys))
 
 
 def _convert(hint: Any, value: Any, layer: Layer, keys: Keys, default: Any, root: Any) -> Any:
@@ -236,7 +237,8 @@ def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    style = "'" if re.match(r"[-+.\d]", value) else None
+    # Line breaks beyond the newline survive in double quotes only.
+    style = ("'" if re.match(r"[-+.\d]", value) else None) if value.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

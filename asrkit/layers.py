@@ -120,7 +120,7 @@ def _override(item: str, schema: type | None) -> Layer:
     name, equals, text = item.partition("=")
     keys = tuple(name.strip().split("."))
     if not equals or not all(keys):
-        raise AsrkitError(f"'{item}' is not KEY=VALUE", where=COMMAND_LINE, mend="for example optimiser.lr=5e-5")
+        raise AsrkitError(f"'{item}' is not KEY=VALUE", where=COMMAND_LINE, mend="for example seed=2")
     wanted, optional = strip_optional(_type_at(schema, keys) if schema else None)
     value: Any = text
     try:

@@ -50,7 +50,7 @@ stamp="$root $extras $(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
 if [ -f "$venv/asrkit.stamp" ]; then
     noted=$(cat "$venv/asrkit.stamp")
     if [ "$noted" = "$stamp" ] && "$venv/bin/python" -c "" 2>/dev/null; then exit 0; fi
-    [ "${noted#"$root "}" != "$noted" ] || rm -rf "$venv"
+    [ "${noted#"$root "}" != "$noted" ] || rm -rf "$venv/bin" "$venv"
 fi
 
 python=$(find_python)
@@ -69,6 +69,7 @@ fi
 # The system's certificates, so that a company's proxy is trusted; no cache where there is no home to keep it in.
 export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
 if [ -n "${PIP_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}; fi
+export PIP_ROOT_USER_ACTION=ignore
 if [ ! -w "${HOME:-/nonexistent}" ]; then export UV_NO_CACHE=true PIP_NO_CACHE_DIR=1; fi
 
 uv=$(find_uv)

@@ -36,6 +36,22 @@ class Encoder:
 
 
 @dataclass
+class Inner:
+    rate: float = 1.0
+    """Rate."""
+
+    def __post_init__(self) -> None:
+        if self.rate > 1:
+            raise AsrkitError(f"inner.rate is {self.rate}", mend="1 or less")
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    """Inner."""
+
+
+@dataclass
 class Common:
     name: str = "run"
     """Name."""
@@ -55,6 +71,8 @@ class Common:
     """Encoder."""
     teacher: Encoder | None = None
     """Teacher."""
+    outer: Outer = field(default_factory=Outer)
+    """Outer."""
 
 
 @dataclass
@@ -212,12 +230,13 @@ def test_optional_text_can_be_unset(tmp_path: Path) -> None:
         ),
         ("base: [a]", [], "run.yaml:1: base takes the name of a YAML file, not ['a']"),
         ("rate: ${ratee}", [], "run.yaml:1: 'rate' cannot be resolved: Interpolation key 'ratee' not found"),
-        ("", ["rate"], "command line: 'rate' is not KEY=VALUE (for example optimiser.lr=5e-5)"),
-        ("", ["=1"], "command line: '=1' is not KEY=VALUE (for example optimiser.lr=5e-5)"),
+        ("", ["rate"], "command line: 'rate' is not KEY=VALUE (for example seed=2)"),
+        ("", ["=1"], "command line: '=1' is not KEY=VALUE (for example seed=2)"),
         ("", ["sets=[a"], "command line: the value of 'sets=[a' is not valid YAML (quote it)"),
         ("head:\n  dropout: 1", [], "run.yaml:2: head: encoder.dropout is 1.0 (below 1)"),
         ("encoder:\n  dropout: 1", [], "run.yaml:2: encoder.dropout is 1.0 (below 1)"),
         ("encoder:\n  dim: 2", ["encoder.dropout=1"], "command line: encoder.dropout is 1.0 (below 1)"),
+        ("outer: {inner: {}}", ["outer.inner.rate=2"], "command line: outer.inner.rate is 2.0 (1 or less)"),
         ("head:\n  dim: 0", [], "run.yaml:1: head: the width is not positive"),
     ],
 )

@@ -28,9 +28,22 @@ FLOORS = (
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 
 OPTIONAL = {
-    "espeakng_loader", "fairseq", "fairseq2", "flashlight", "fsspec", "hypothesis", "kenlm", "onnx", "onnxruntime",
-    "onnxscript", "playwright", "pytest", "s3fs", "safetensors", "transformers",
-}  # fmt: skip
+    "espeakng_loader",
+    "fairseq",
+    "fairseq2",
+    "flashlight",
+    "fsspec",
+    "hypothesis",
+    "kenlm",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "playwright",
+    "pytest",
+    "s3fs",
+    "safetensors",
+    "transformers",
+}
 """What an extra brings: `import asrkit.anything` must work without it."""
 
 FOREIGN = {"fairseq", "fairseq2", "transformers"}

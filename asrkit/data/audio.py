@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from lhotse import MonoCut
+from lhotse import MonoCut, MultiCut
 from lhotse.audio.backend import LibsndfileBackend, get_current_audio_backend, set_current_audio_backend
 from lhotse.augmentation import get_or_create_resampler
 
@@ -22,7 +22,7 @@ from asrkit.errors import AsrkitError
 _BACKEND = LibsndfileBackend()
 
 
-def read(cut: MonoCut, sample_rate: int) -> np.ndarray:
+def read(cut: MonoCut | MultiCut, sample_rate: int) -> np.ndarray:
     """Return a cut's audio, float32 (S,), its channels averaged, resampled to ``sample_rate``.
 
     Raises:
@@ -31,12 +31,34 @@ def read(cut: MonoCut, sample_rate: int) -> np.ndarray:
     previous = get_current_audio_backend()
     set_current_audio_backend(_BACKEND)
     try:
-        samples = cut.load_audio()
+        samples = _load(cut)
     except Exception as error:  # lhotse and libsndfile raise a dozen kinds for a bad file, AssertionError among them
-        raise AsrkitError(f"cannot read audio: {_first_line(error)}", where=cut.id) from None
+        raise AsrkitError(f"cannot read audio: {_root(error)}", where=cut.id) from None
     finally:
         set_current_audio_backend(previous)
     return _finish(samples, cut.sampling_rate, sample_rate, cut.id)
+
+
+def _load(cut: MonoCut | MultiCut) -> np.ndarray:
+    """Return the samples (K, S) of the cut's channels, read source by source.
+
+    The cut's own method mirrors up to half a second at the end of a file that has become shorter, and says nothing.
+    """
+    if cut.recording.transforms:
+        return cut.load_audio()
+    wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
+    channels = [
+        samples
+        for source in cut.recording.sources
+        if wanted.intersection(source.channels)
+        for channel, samples in zip(source.channels, source.load_audio(cut.start, cut.duration), strict=True)
+        if channel in wanted
+    ]
+    # A hundredth of a second is what decoders of lossy formats may differ by.
+    missing = cut.num_samples - min(len(samples) for samples in channels)
+    if missing > cut.sampling_rate // 100:
+        raise ValueError(f"{missing} of {cut.num_samples} samples are missing")
+    return np.stack(channels)
 
 
 def load_file(path: str | Path, sample_rate: int, start: int = 0, frames: int = -1) -> np.ndarray:
@@ -55,7 +77,7 @@ def load_file(path: str | Path, sample_rate: int, start: int = 0, frames: int = 
         samples, rate = soundfile.read(path, start=start, frames=frames, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError) as error:
         mend = "libsndfile reads wav, flac, ogg, opus and mp3; convert others first" if Path(path).is_file() else None
-        raise AsrkitError(f"cannot read audio: {_first_line(error)}", where=path, mend=mend) from None
+        raise AsrkitError(f"cannot read audio: {_root(error)}", where=path, mend=mend) from None
     return _finish(samples.T, rate, sample_rate, path)
 
 
@@ -79,6 +101,9 @@ def _finish(samples: np.ndarray, rate: int, sample_rate: int, where: object) -> 
     return resample(wave, int(rate), sample_rate)
 
 
-def _first_line(error: Exception) -> str:
+def _root(error: BaseException) -> str:
+    """Return the first line of the error that began the chain; lhotse's wrapping of it can fail itself."""
+    while error.__context__ is not None:
+        error = error.__context__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

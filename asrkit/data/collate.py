@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lhotse import MonoCut
+from lhotse import MonoCut, MultiCut
 from torch import Tensor
 
 from asrkit.data.audio import read
@@ -167,12 +167,12 @@ class Reader:
         batch = collate(examples, request.epoch) if examples else None
         return Loaded(batch, request.last, tuple(failures))
 
-    def _example(self, cut: MonoCut, epoch: int) -> Example:
+    def _example(self, cut: MonoCut | MultiCut, epoch: int) -> Example:
         text = cut.supervisions[0].text if cut.supervisions and (self.units or self.texts) else None
         target = None if self.units is None else encode_known(self.units, text or "")
         return Example(cut.id, self._wave(cut, epoch), target, (text or "") if self.texts else None)
 
-    def _wave(self, cut: MonoCut, epoch: int) -> np.ndarray:
+    def _wave(self, cut: MonoCut | MultiCut, epoch: int) -> np.ndarray:
         if self.config is None:
             return read(cut, self.sample_rate)
         keys = utterance_keys([cut.id])

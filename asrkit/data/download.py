@@ -1,8 +1,8 @@
 """Fetch LibriSpeech (OpenSLR 12) and Libri-light's label-limited folds, for where they are not at hand.
 
 ``python -m asrkit.data.download --corpus-dir DIR dev-clean …`` leaves DIR/LibriSpeech/dev-clean, or
-DIR/librispeech_finetuning. An interrupted download goes on where it stopped; an archive is unpacked only if its checksum
-is right, and a folder has its final name only when it is complete.
+DIR/librispeech_finetuning. An interrupted download goes on where it stopped; an archive is unpacked only if its
+checksum is right, and a folder has its final name only when it is complete.
 
 Checksums are those that torchaudio publishes, in ``torchaudio.datasets.librispeech`` and ``librilight_limited``.
 """
@@ -86,8 +86,8 @@ ARCHIVES = {
 def download(archive: Archive, corpus_dir: Path, *, advance: Advance | None = None, pause: float = 2.0) -> bool:
     """Bring ``archive``'s folder into ``corpus_dir``; return False where it was there already.
 
-    The archive itself is removed once it is unpacked. ``pause`` is the wait in seconds before a broken connection is taken
-    up again; it doubles with each failure in a row.
+    The archive itself is removed once it is unpacked. ``pause`` is the wait in seconds before a broken connection is
+    taken up again; it doubles with each failure in a row.
 
     Raises:
         AsrkitError: when the server cannot be reached, the disk is too small, or the file is not what it should be.

@@ -13,20 +13,21 @@ import ctypes
 import importlib
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from asrkit.errors import AsrkitError
+from asrkit.errors import AsrkitError, nearest
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, and espeak_Synth returns after the last of them
 _DONT_EXIT = 1 << 15
 _UTF8 = 1
 _IPA = 2
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
-_LONGEST_HOME = 150  # espeak-ng truncates a longer path of its data silently
+_LONGEST_HOME = 150  # from about 160 bytes on, espeak-ng ignores the path of its data
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -38,6 +39,7 @@ def _loader() -> Any:
         raise AsrkitError("the speech synthesiser espeak-ng is missing", mend='pip install "asrkit[mini]"') from error
 
 
+@cache
 def variants() -> dict[str, str]:
     """Return espeak-ng's voice variants by name, each with "F", "M" or "-" as its sex, in alphabetical order."""
     found = {}
@@ -61,7 +63,13 @@ class Synthesiser:
         if Synthesiser._open:
             raise AsrkitError("espeak-ng speaks with one voice at a time", mend="close the other Synthesiser first")
         loader = _loader()
-        self._library: Any = ctypes.CDLL(loader.get_library_path())
+        # espeak-ng speaks without a variant that it does not find.
+        if variant not in variants():
+            raise AsrkitError(f"espeak-ng has no variant '{variant}'", mend=nearest(variant, variants()))
+        try:
+            self._library: Any = ctypes.CDLL(loader.get_library_path())
+        except OSError as error:
+            raise AsrkitError(f"espeak-ng could not be loaded: {error}") from error
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._chunks: list[bytes] = []
         self._callback = _Callback(self._take)
@@ -77,10 +85,9 @@ class Synthesiser:
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         if sys.platform != "win32":
             ctypes.CDLL(None).srand(ctypes.c_uint(seed))
-        voice = f"{accent}+{variant}"
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+        if self._library.espeak_SetVoiceByName(f"{accent}+{variant}".encode()) != 0:
             self.close()
-            raise AsrkitError(f"espeak-ng has no voice '{voice}'")
+            raise AsrkitError(f"espeak-ng has no accent '{accent}'", mend="for instance en-us or en-gb-scotland")
 
     def _home(self, loader: Any) -> bytes:
         home = Path(loader.get_data_path())

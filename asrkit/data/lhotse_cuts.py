@@ -64,6 +64,9 @@ def _utterances(cut: Any, source: str, where: str) -> Iterator[Utterance | Rejec
     if not cut.supervisions:
         yield Utterance(str(cut.id), path, float(cut.start), float(cut.duration), channel=channel, source=source)
     for supervision in cut.supervisions:
+        if not (supervision.text is None or isinstance(supervision.text, str)):
+            yield Reject(str(cut.id), where, "a transcript that is not text")
+            continue
         several = len(cut.supervisions) > 1
         # A lone supervision's ends may lie beside the cut's: the cut is what was meant.
         yield Utterance(

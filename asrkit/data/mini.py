@@ -75,10 +75,12 @@ class MiniConfig:
     """espeak-ng's languages that speakers are dealt from."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise AsrkitError(f"must lie in [0, 2**31), not {self.seed}", where="seed")
         for name in ("train", "dev", "test", "fold", "nine_hour"):
             for key in (f"{name}_minutes", f"{name}_speakers"):
-                if not getattr(self, key) > 0:
-                    raise AsrkitError(f"must be positive, not {getattr(self, key)}", where=key)
+                if not 0 < getattr(self, key) < 1e5:
+                    raise AsrkitError(f"must lie between 0 and 100000, not {getattr(self, key)}", where=key)
         if FOLDS * self.fold_speakers + self.nine_hour_speakers > self.train_speakers:
             raise AsrkitError(
                 f"is below {FOLDS} fold_speakers + nine_hour_speakers, and the folds share no speaker",
@@ -219,36 +221,42 @@ def _speak(task: _Task, *, config: MiniConfig, root: Path) -> _Spoken:
     count = 0
     with Reader(task.voice, seed=task.speaker) as reader:
         for text in task.candidates:
-            if seconds >= task.seconds:
-                break
             wave = reader.record(text, generator)
             length = len(wave) / SAMPLE_RATE
             if not config.min_seconds <= length <= config.max_seconds:
                 continue
+            if count and seconds + length / 2 > task.seconds:
+                break
             chapter = task.first_chapter + count // _CHAPTER
             name = f"{task.speaker}-{chapter}-{count % _CHAPTER:04d}"
             book = Path(str(task.speaker)) / str(chapter)
             folder = root / "LibriSpeech" / task.subset / book
-            folders = [folder]
-            if task.labelled is not None and labelled < task.labelled_seconds:
-                folders.append(root / "librispeech_finetuning" / task.labelled / book)
+            _transcribe(folder / f"{task.speaker}-{chapter}.trans.txt", name, text)
+            soundfile.write(folder / f"{name}.flac", wave, SAMPLE_RATE, subtype="PCM_16")
+            # Exactly the first utterances are labelled: once the share is full, none follows.
+            if (
+                task.labelled is not None
+                and labelled == seconds
+                and (not count or labelled + length / 2 <= task.labelled_seconds)
+            ):
+                limited = root / "librispeech_finetuning" / task.labelled / book
+                _transcribe(limited / f"{task.speaker}-{chapter}.trans.txt", name, text)
+                _link(folder / f"{name}.flac", limited / f"{name}.flac")
                 labelled += length
-            for place in folders:
-                place.mkdir(parents=True, exist_ok=True)
-                with open(place / f"{task.speaker}-{chapter}.trans.txt", "a", encoding="utf-8") as transcript:
-                    transcript.write(f"{name} {text}\n")
-                if place is folder:
-                    soundfile.write(place / f"{name}.flac", wave, SAMPLE_RATE, subtype="PCM_16")
-                else:
-                    _link(folder / f"{name}.flac", place / f"{name}.flac")
             seconds += length
             count += 1
-    if seconds < task.seconds:
-        raise AsrkitError(
-            f"{task.voice.accent}+{task.voice.variant} says too few sentences within min_seconds and max_seconds",
-            mend="widen the limits or change the tempo",
-        )
+        else:
+            raise AsrkitError(
+                f"{task.voice.accent}+{task.voice.variant} says too few sentences within min_seconds and max_seconds",
+                mend="widen the limits or change the tempo",
+            )
     return _Spoken(seconds, count, labelled)
+
+
+def _transcribe(file: Path, name: str, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as transcript:
+        transcript.write(f"{name} {text}\n")
 
 
 def _link(source: Path, target: Path) -> None:

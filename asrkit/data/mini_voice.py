@@ -23,7 +23,7 @@ ACCENTS = (
     "en-029",
 )
 # Whispers, machines and caricatures, which a listener would not take for a reader.
-_UNNATURAL = ("whisper", "robo", "demonic", "croak", "tweaky", "fast", "robot")
+_UNNATURAL = ("whisper", "robo", "demonic", "croak", "tweaky", "fast")
 _MEASURE = "the last train from boston arrives on monday morning"
 _USUAL = 165.0  # words per minute
 
@@ -140,7 +140,7 @@ def _through_channel(wave: np.ndarray, voice: Voice, sample_rate: int) -> np.nda
     hertz = np.clip(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 60, None)
     octaves = np.log2(hertz / 1000)
     decibels = voice.tilt * octaves + voice.bump_db * np.exp(-(((octaves - np.log2(voice.bump_hz / 1000)) / 0.5) ** 2))
-    return np.fft.irfft(spectrum * 10 ** (decibels / 20), length)[: int(len(wave) * ratio)]
+    return np.fft.irfft(ratio * spectrum * 10 ** (decibels / 20), length)[: int(len(wave) * ratio)]
 
 
 def _noise(length: int, slope: float, generator: np.random.Generator) -> np.ndarray:

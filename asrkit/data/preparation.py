@@ -19,9 +19,10 @@ from lhotse.audio import AudioSource
 from asrkit.data.checking import Inspector
 from asrkit.data.corpus import Reject, Utterance, is_evaluation
 from asrkit.data.folders import building
-from asrkit.data.index import CUTS, INDEX, SET, write_index
+from asrkit.data.index import CUTS, INDEX, INDEX_DTYPE, SET, write_index
 from asrkit.data.inspect import FileReport, Job, Piece, Span
 from asrkit.data.overlap import FINGERPRINT, Fingerprint
+from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 from asrkit.text.normalise import TextConfig, normalise
 
@@ -99,9 +100,10 @@ def prepare_set(
 ) -> tuple[SetSummary, list[Reject]]:
     """Check a set's entries and write what is usable into ``folder``.
 
-    With nothing usable only the rejects are written. A set is labelled as soon as one of its utterances has a transcript; those without are then rejects. ``advance``
-    is called with the number of entries that are done. In an evaluation set an utterance with unknown characters is
-    kept, since leaving it out would flatter every result; in a training set it is a reject.
+    With nothing usable only the rejects are written. A set is labelled as soon as one of its utterances has a
+    transcript; those without are then rejects. ``advance`` is called with the number of entries that are done. In an
+    evaluation set an utterance with unknown characters is kept, since leaving it out would flatter every result; in a
+    training set it is a reject.
     """
     tally = _Tally()
     labelled = any(isinstance(entry, Utterance) and entry.text is not None for entry in entries)
@@ -212,6 +214,8 @@ def _count(tally: _Tally, utterance: str, entry: Utterance, text: str | None, pi
     tally.ids.add(utterance)
     tally.recordings.add(report.digest)
     tally.source = tally.sources.setdefault(entry.source, len(tally.sources))
+    if tally.source > np.iinfo(INDEX_DTYPE["source"]).max:
+        raise AsrkitError(f"a set of more than {tally.source} sources", mend="prepare it as several sets")
     tally.samples[report.sample_rate] += piece.samples
     tally.longest = max(tally.longest, piece.samples / report.sample_rate)
     if entry.speaker is not None:

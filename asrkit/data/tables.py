@@ -87,9 +87,10 @@ def _entry(row: Mapping[str, Any], path: Path, line: int, name: str, names: Name
     """Return the set and the utterance of a row, or a reject that names the cell."""
     label = f"{path.name}:{line}"
     try:
-        name = _text(row, "set") or name
-        if not is_set_name(name):
-            return path.name.split(".")[0], Reject(label, str(path), f"a set cannot be called '{name}'")
+        wanted = _text(row, "set") or name
+        if wanted != name and not is_set_name(wanted):
+            return name, Reject(label, str(path), f"a set cannot be called '{wanted}'")
+        name = wanted
         audio = _text(row, "audio")
         if not audio:
             return name, Reject(label, str(path), "no audio")

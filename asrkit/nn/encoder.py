@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.conformer import ConformerBlock
 from asrkit.nn.gradient import scale_gradient
+from asrkit.nn.lengths import inside
 from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import ConvPositions, PositionState, position_state
@@ -138,7 +139,7 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_scale != 0.0):
             features, lengths, host_frames = self.frontend(waves, wave_lengths, host_lengths)
         features = scale_gradient(features, gradient_scale)
-        frame_mask = torch.arange(features.size(1), device=features.device) < lengths[:, None]
+        frame_mask = inside(lengths, features.size(1))
         if min(host_frames) < features.size(1):
             features = features.masked_fill(~frame_mask[:, :, None], 0.0)
         return Extracted(features, lengths, host_frames, frame_mask)
@@ -221,5 +222,4 @@ class Encoder(nn.Module):
             return None
         if min(extracted.host_lengths) > 0:
             return extracted.frame_mask
-        places = torch.arange(extracted.frame_mask.size(1), device=extracted.frame_mask.device)
-        return places < extracted.lengths.clamp(min=1)[:, None]
+        return inside(extracted.lengths.clamp(min=1), extracted.frame_mask.size(1))

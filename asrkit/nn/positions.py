@@ -93,6 +93,9 @@ class ConvPositions(nn.Module):
         # The norm is that of float32 weights even where the convolution runs in half precision.
         norm = torch.linalg.vector_norm(self.direction, dim=(0, 1))
         weight = self.direction * (self.magnitude / norm)
+        # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
+        # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
+        # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
+        weight = F.pad(weight, (0, 1 - self.kernel % 2))
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        # An even kernel gives one frame too many; it is cut at the end.
-        return F.gelu(y[:, :, : x.size(1)]).transpose(1, 2)
+        return F.gelu(y).transpose(1, 2)

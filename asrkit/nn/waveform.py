@@ -1,8 +1,9 @@
 """wav2vec 2.0's convolutional frontend: waves to a feature vector every 20 ms.
 
 The rows of a batch are laid end to end, each padded to a multiple of the total stride, and the convolutions run over
-that one sequence as matrix products on overlapping windows, channels last: no transposes, no unfolding, any batch is
-one product per layer. An output frame that reaches into the next row lies behind its own row's end and is dropped.
+that one sequence as matrix products on views of it, channels last: no transposes, no copies of overlapping windows, any
+batch is one product per layer. An output frame that reaches into the next row lies behind its own row's end and is
+dropped.
 
 BASE's group normalisation (one group per channel, statistics over time) follows a linear map of ten samples, so its
 mean and variance follow from the mean and covariance of those samples over the row's valid windows. They are computed
@@ -18,12 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from asrkit.errors import AsrkitError
+from asrkit.nn.lengths import inside
 from asrkit.nn.normalisation import LayerNorm, row_normalise
 
 _EPSILON = 1e-5
@@ -74,13 +78,70 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (R, C) into (R', C'), R' = (R - K) // stride + 1."""
-        rows, inputs, stride = (x.size(0) - self.kernel) // self.stride + 1, x.size(1), self.stride
-        # The first `stride` taps of all windows tile the sequence: a view of it. Each later tap is a strided slice.
-        head = self.weight[:, :, :stride].transpose(1, 2).flatten(1)
-        y = F.linear(x[: rows * stride].view(rows, stride * inputs), head, self.bias)
-        for tap in range(stride, self.kernel):
-            y = torch.addmm(y, x[tap : tap + (rows - 1) * stride + 1 : stride], self.weight[:, :, tap].t())
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if not torch.is_grad_enabled():
+            return _convolve(x, weight, bias, self.stride)
+        y: Tensor = _Convolve.apply(x, weight, bias, self.stride)
         return y
+
+
+def _operands(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
+    """Return views of x (R, C) whose r-th rows together are the r-th window.
+
+    The first `stride` taps of all windows tile the sequence: (R', stride · C). Each later tap is a slice: (R', C).
+    """
+    rows, channels = (x.size(0) - kernel) // stride + 1, x.size(1)
+    taps = [x[tap : tap + (rows - 1) * stride + 1 : stride] for tap in range(stride, kernel)]
+    return [x[: rows * stride].view(rows, stride * channels), *taps]
+
+
+def _matrices(weight: Tensor, stride: int) -> list[Tensor]:
+    """Return what the operands are multiplied with, of weight (C', C, K): (C', stride · C), then (C', C) per tap."""
+    head = weight[:, :, :stride].transpose(1, 2).flatten(1)
+    return [head, *weight[:, :, stride:].unbind(2)]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    operands, matrices = _operands(x, weight.size(2), stride), _matrices(weight, stride)
+    y = F.linear(operands[0], matrices[0], bias)
+    for operand, matrix in zip(operands[1:], matrices[1:], strict=True):
+        y.addmm_(operand, matrix.t())
+    return y
+
+
+class _Convolve(torch.autograd.Function):
+    """`_convolve`, whose backward pass fills one gradient of the input; each slice's would begin with zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return _convolve(x, weight, bias, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        (outputs, inputs, kernel), stride = weight.shape, ctx.stride
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.empty_like(x)
+            to_x[gradient.size(0) * stride :] = 0.0
+            first, *taps = _operands(to_x, kernel, stride)
+            head, *matrices = _matrices(weight, stride)
+            torch.mm(gradient, head, out=first)
+            for part, matrix in zip(taps, matrices, strict=True):
+                part.addmm_(gradient, matrix)
+        if ctx.needs_input_grad[1]:
+            first, *taps = (gradient.t() @ operand for operand in _operands(x, kernel, stride))
+            head = first.view(outputs, stride, inputs).transpose(1, 2)
+            to_weight = torch.cat([head, *(tap[:, :, None] for tap in taps)], dim=2)
+        to_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        return to_x, to_weight, to_bias, None
 
 
 class FoldedGroupNorm(nn.Module):
@@ -104,38 +165,62 @@ class FoldedGroupNorm(nn.Module):
             (N, kept, C).
         """
         exact = windows.double()
-        valid = torch.arange(windows.size(1), device=windows.device) < frames[:, None]
-        count = frames.clamp(min=1).double()[:, None, None]
-        mean = (exact * valid[:, :, None]).sum(1, keepdim=True) / count
-        centred = (exact - mean) * valid[:, :, None]
+        valid = inside(frames, windows.size(1))[:, :, None]
+        count = frames.clamp(min=1)[:, None, None]
+        mean = (exact * valid).sum(1, keepdim=True) / count
+        centred = (exact - mean) * valid
         covariance = centred.transpose(1, 2) @ centred / count
         # Windows are brought to unit scale so that quiet recordings survive half precision.
         scale = covariance.diagonal(dim1=1, dim2=2).mean(1).sqrt().clamp(min=1e-8)[:, None]
         taps = weight.double()
         variance = ((taps @ covariance) * taps).sum(-1)
         gain = scale * (variance + _EPSILON).rsqrt() * self.weight
-        folded = (taps * gain[:, :, None]).to(weight.dtype)
-        normal = ((exact[:, :kept] - mean) / scale[:, :, None]).to(windows.dtype)
-        return torch.baddbmm(self.bias, normal, folded.transpose(1, 2))
+        # The bias is one more tap, on a sample that is always one: a single product writes the result once.
+        bias = self.bias.expand(gain.shape)[:, :, None]
+        folded = torch.cat([(taps * gain[:, :, None]).to(weight.dtype), bias], dim=2)
+        unit = ((exact[:, :kept] - mean) / scale[:, :, None]).to(windows.dtype)
+        return torch.bmm(F.pad(unit, (0, 1), value=1.0), folded.transpose(1, 2))
 
 
-class ConvolutionLayer(nn.Module):
-    """A convolution, its normalisation, GELU."""
+class FirstLayer(nn.Module):
+    """The first convolution, its normalisation, GELU: from rows of samples to a flat sequence of frames."""
+
+    def __init__(self, spec: Sequence[int], norm: str, bias: bool, foreign_padding: bool) -> None:
+        """Make the layer: ``spec`` is channels, kernel, stride; ``norm`` is "group" or "layer"."""
+        super().__init__()
+        dim, kernel, stride = spec
+        # Group normalisation over time takes away whatever a bias adds.
+        self.conv = Convolution(1, dim, kernel, stride, bias and norm != "group")
+        self.norm: FoldedGroupNorm | LayerNorm = FoldedGroupNorm(dim) if norm == "group" else LayerNorm(dim)
+        self.foreign_padding = foreign_padding
+
+    def forward(self, waves: Tensor, wave_lengths: Tensor, kept: int) -> Tensor:
+        """Map waves (N, S) to ``kept`` frames of each row, laid end to end, (N · kept, C)."""
+        kernel, stride, samples = self.conv.kernel, self.conv.stride, waves.size(1)
+        count = max(kept, (samples - kernel) // stride + 1)
+        windows = F.pad(waves, (0, max(0, (count - 1) * stride + kernel - samples))).unfold(1, kernel, stride)
+        weight = self.conv.weight.squeeze(1)
+        if isinstance(self.norm, FoldedGroupNorm):
+            counted = torch.full_like(wave_lengths, samples) if self.foreign_padding else wave_lengths
+            frames = (torch.div(counted - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+            return F.gelu(self.norm(windows, frames, kept, weight)).flatten(0, 1)
+        return F.gelu(self.norm(F.linear(windows[:, :kept].flatten(0, 1), weight, self.conv.bias)))
+
+
+class LaterLayer(nn.Module):
+    """A convolution of a flat sequence, under "layer" its normalisation, GELU."""
 
     def __init__(self, inputs: int, spec: Sequence[int], norm: str, bias: bool) -> None:
-        """Make the layer: ``spec`` is channels, kernel, stride; ``norm`` is "group", "layer" or "none"."""
+        """Make the layer: ``spec`` is channels, kernel, stride; ``norm`` is "group" (none here) or "layer"."""
         super().__init__()
-        outputs, kernel, stride = spec
-        # Group normalisation over time takes away whatever a bias adds.
-        self.conv = Convolution(inputs, outputs, kernel, stride, bias and norm != "group")
-        if norm != "none":
-            self.norm = FoldedGroupNorm(outputs) if norm == "group" else LayerNorm(outputs)
-        self.layer_normed = norm == "layer"
+        dim, kernel, stride = spec
+        self.conv = Convolution(inputs, dim, kernel, stride, bias)
+        self.norm = LayerNorm(dim) if norm == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a flat sequence (R, C) to (R', C')."""
         y = self.conv(x)
-        return F.gelu(self.norm(y) if self.layer_normed else y)
+        return F.gelu(y if self.norm is None else self.norm(y))
 
 
 class WaveformFrontend(nn.Module):
@@ -144,13 +229,14 @@ class WaveformFrontend(nn.Module):
     def __init__(self, config: WaveformConfig, foreign_padding: bool = False) -> None:
         """Make the frontend; ``foreign_padding`` lets group normalisation's statistics run over padding too."""
         super().__init__()
-        self.normalise, self.foreign_padding = config.normalise, foreign_padding
-        channels = [1, *(spec[0] for spec in config.layers)]
-        norms = ["layer" if config.norm == "layer" else "none" for _ in config.layers]
-        norms[0] = config.norm
+        self.normalise = config.normalise
+        channels = [spec[0] for spec in config.layers]
+        later = zip(channels, config.layers[1:], strict=False)
         self.layers = nn.ModuleList(
-            ConvolutionLayer(inputs, spec, norm, config.bias)
-            for inputs, spec, norm in zip(channels, config.layers, norms, strict=False)
+            [
+                FirstLayer(config.layers[0], config.norm, config.bias, foreign_padding),
+                *(LaterLayer(inputs, spec, config.norm, config.bias) for inputs, spec in later),
+            ]
         )
         self.feature_dim = channels[-1]
         self._sizes = [(spec[1], spec[2]) for spec in config.layers]
@@ -180,12 +266,12 @@ class WaveformFrontend(nn.Module):
         for kernel, stride in self._sizes:
             lengths = (torch.div(lengths - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
         if self.normalise:
-            valid = torch.arange(waves.size(1), device=waves.device) < wave_lengths[:, None]
-            waves = row_normalise(waves, wave_lengths, valid)
+            waves = row_normalise(waves, wave_lengths, inside(wave_lengths, waves.size(1)))
         frames = max(1, *host_frames)
         slots = self._slots(frames)
-        x = self._first_layer(waves, wave_lengths, slots * math.prod(stride for _, stride in self._sizes[1:]))
-        for layer in self.layers[1:]:
+        first, *later = self.layers
+        x = first(waves, wave_lengths, slots * math.prod(stride for _, stride in self._sizes[1:]))
+        for layer in later:
             x = layer(x)
         x = F.pad(x, (0, 0, 0, len(host_frames) * slots - x.size(0)))
         return x.view(len(host_frames), slots, -1)[:, :frames], lengths, host_frames
@@ -197,18 +283,3 @@ class WaveformFrontend(nn.Module):
             need, product = (need - 1) * stride + kernel, product * stride
             slots = max(slots, -(-need // product))
         return slots
-
-    def _first_layer(self, waves: Tensor, wave_lengths: Tensor, kept: int) -> Tensor:
-        """Return the first layer's output as a flat sequence: ``kept`` frames of each row, (N · kept, C)."""
-        first = self.layers[0]
-        kernel, stride = self._sizes[0]
-        count = max(kept, (waves.size(1) - kernel) // stride + 1)
-        padded = F.pad(waves, (0, max(0, (count - 1) * stride + kernel - waves.size(1))))
-        windows = padded.unfold(1, kernel, stride)
-        if not isinstance(first.norm, FoldedGroupNorm):
-            flat = windows[:, :kept].reshape(-1, kernel)
-            return F.gelu(first.norm(F.linear(flat, first.conv.weight.squeeze(1), first.conv.bias)))
-        samples = torch.full_like(wave_lengths, waves.size(1)) if self.foreign_padding else wave_lengths
-        frames = (torch.div(samples - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
-        normed = first.norm(windows, frames, kept, first.conv.weight.squeeze(1))
-        return F.gelu(normed).flatten(0, 1)

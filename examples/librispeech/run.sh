@@ -121,7 +121,7 @@ case $init in "" | scratch) ;; *) init=$(absolute "$init") ;; esac
 pretrained=$exp_dir/pretrain
 tuned=$exp_dir/${tune}_$subset
 
-# Every folder that a stage writes notes the settings that made it.
+# Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them.
 agree() {
     local dir=$1 setting key noted
@@ -195,7 +195,7 @@ check_corpus() {
 if [ "$corpus" = mini ]; then
     skip 0 "the mini corpus is not downloaded but synthesised in stage 1"
 elif begin 0 "corpus" "the network, or $corpus_dir" "$corpus_dir"; then
-    parts=$(corpus_parts | sort -u)
+    parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
         mapfile -t fetched < <(printf '%s\n' "${parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
@@ -215,7 +215,7 @@ if [ -n "$init" ]; then
     skip 2 "--init $init stands for it"
 elif begin 2 "pre-training on all speech, without its transcripts" "$data_dir" "$pretrained"; then
     agree "$data_dir" "${data_settings[0]}"
-    settle "$pretrained" "${pretrain_settings[@]}" "overrides=${overrides[*]}"
+    settle "$pretrained" "${pretrain_settings[@]}"
     train "$pretrain_config" "$pretrained"
     finish 2
 fi
@@ -238,7 +238,7 @@ if begin 4 "CTC on the labelled subset $subset" "$data_dir${init:+, $init}" "$tu
         start=("init=$init")
         ;;
     esac
-    settle "$tuned" "${tune_settings[@]}" "overrides=${overrides[*]}"
+    settle "$tuned" "${tune_settings[@]}"
     train "$tune_config" "$tuned" "${start[@]}" "data.labelled.sets=[$(IFS=, && echo "${labelled[*]}")]"
     finish 4
 fi
@@ -258,7 +258,8 @@ fi
 if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt"; then
     agree "$tuned" "${tune_settings[@]}"
     compgen -G "$tuned/decode/*/*/results.json" >/dev/null || die "$tuned/decode holds no results (run stage 5)"
-    for result in "$tuned"/decode/*/*/; do
+    for result in "$tuned"/decode/*/*/results.json; do
+        result=$(dirname "$result")
         printf '\n%s\n' "${result#"$tuned/decode/"}"
         asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt"
     done

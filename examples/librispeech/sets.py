@@ -1,4 +1,4 @@
-"""Print the sets that a configuration's unlabelled stream and validation read: `python sets.py CONFIG.yaml [KEY=VALUE …]`."""
+"""Print the unlabelled and the dev sets of a configuration: `python sets.py CONFIG.yaml [KEY=VALUE …]`."""
 
 from __future__ import annotations
 

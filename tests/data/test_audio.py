@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lhotse import MonoCut, Recording
+from lhotse import MonoCut, MultiCut, Recording
 from lhotse.audio.backend import get_current_audio_backend
 
 from asrkit.data.audio import load_file, read, resample
@@ -50,6 +50,15 @@ def test_a_cut_reads_its_stretch_and_its_channel(tmp_path):
     assert np.array_equal(load_file(path, RATE, start=100, frames=50), wave[100:150].mean(axis=1))
 
 
+def test_a_cut_of_several_channels_is_their_mean(tmp_path):
+    path = tmp_path / "a.flac"
+    wave = speechlike(0.5, channels=3)
+    soundfile.write(path, wave, RATE)
+    recording = Recording.from_file(path)
+    cut = MultiCut("cut", 0.1, 0.2, [0, 2], [], recording=recording)
+    assert np.allclose(read(cut, RATE), wave[1600:4800, [0, 2]].mean(axis=1), atol=1e-4)
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100])
 def test_other_rates_are_resampled(tmp_path, rate):
     path = tmp_path / "a.wav"
@@ -90,7 +99,7 @@ def test_what_cannot_be_read_is_a_one_line_error(tmp_path):
     data = good.read_bytes()
     for damage in (data[: len(data) // 2], b"", b"no audio at all"):
         good.write_bytes(damage)
-        with pytest.raises(AsrkitError, match="^cut: ") as caught:
+        with pytest.raises(AsrkitError, match=r"^cut: ") as caught:
             read(cut, RATE)
         assert "\n" not in str(caught.value)
 

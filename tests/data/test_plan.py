@@ -1,6 +1,8 @@
-"""The law of the epoch plan: what an update holds does not depend on the number of ranks, and an epoch is everything, once."""
+"""The law of the epoch plan: an update holds the same at any number of ranks, and an epoch is everything, once."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_micro_batches_are_as_few_and_as_even_as_any_partition_allows(durations,
     wanted = min(-(-fewest // world) * world, len(durations))
     assert len(sizes) == wanted
     bounds = np.cumsum([0, *sizes])
-    costliest = max(padded(durations, np.arange(a, b)) for a, b in zip(bounds, bounds[1:], strict=False))
+    costliest = max(padded(durations, np.arange(a, b)) for a, b in pairwise(bounds))
     best = min(max(padded(durations, rows) for rows in partition) for partition in feasible if len(partition) == wanted)
     assert costliest == pytest.approx(best, rel=1e-4)
 

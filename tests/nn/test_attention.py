@@ -123,6 +123,17 @@ def test_convolutional_positions(kernel: int) -> None:
     torch.testing.assert_close(positions(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [15, 16])
+@torch.no_grad()
+def test_convolutional_positions_in_half_precision(kernel: int) -> None:
+    positions = ConvPositions(32, kernel, groups=4)
+    x = torch.randn(2, 40, 32)
+    exact = positions(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = positions(x).float()
+    assert (half - exact).norm() < 0.02 * exact.norm()
+
+
 def test_layer_norm_keeps_the_dtype_and_has_exact_statistics() -> None:
     norm = LayerNorm(512)
     x = (torch.randn(4, 512) + 30.0).to(torch.bfloat16)

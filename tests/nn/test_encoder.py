@@ -16,7 +16,7 @@ from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.nn.gradient import scale_gradient
 from asrkit.nn.masking import SpanMask
-from asrkit.nn.waveform import WaveformConfig
+from asrkit.nn.waveform import Convolution, WaveformConfig
 
 CONVOLUTIONS = [[16, 10, 5]] + [[16, 3, 2]] * 4 + [[16, 2, 2]] * 2
 SMALL = EncoderConfig(
@@ -199,8 +199,8 @@ def test_half_precision_survives_quiet_and_loud_recordings() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_nothing_is_asked_of_the_device(name: str) -> None:
     """Tensors without data stand in for a device: reading a value from one would raise."""
+    encoder = make_encoder(VARIANTS[name]).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        encoder = Encoder(VARIANTS[name]).train()
         waves, lengths = torch.zeros(2, max(LENGTHS)), torch.zeros(2, dtype=torch.int64)
         encoded = encoder(waves, lengths, LENGTHS, drops=[False, True, False], keep_layers=True)
         encoded.states.sum().backward()
@@ -227,6 +227,26 @@ def test_convolution_is_torch_s() -> None:
             x = F.gelu(F.layer_norm(x, x.shape[-1:], layer.norm.weight, layer.norm.bias)).transpose(1, 2)
     assert frames == (x.size(2), x.size(2))
     torch.testing.assert_close(ours, x.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (5, 2), (3, 1), (4, 3), (1, 1)])
+@pytest.mark.parametrize("rows", [5, 12, 13])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_s_gradient(kernel: int, stride: int, rows: int, bias: bool) -> None:
+    torch.manual_seed(1)
+    convolution = Convolution(3, 4, kernel, stride, bias).double()
+    x = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True)
+
+    def plain() -> Tensor:
+        return F.conv1d(x.t()[None], convolution.weight, convolution.bias, stride=stride)[0].t()
+
+    weight = torch.randn(plain().shape, dtype=torch.float64)
+    inputs = [x, *convolution.parameters()]
+    ours = torch.autograd.grad((convolution(x) * weight).sum(), inputs)
+    for mine, other in zip(ours, torch.autograd.grad((plain() * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(mine, other)
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(x), plain())
 
 
 @pytest.mark.parametrize(

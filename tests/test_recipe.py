@@ -1,0 +1,298 @@
+"""The recipe's scripts: what they refuse, in which order they call the commands, and that they never mix settings.
+
+The scripts find the project by their own place, so they run here in a copy whose `asrkit` only notes how it was called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+STUB = r"""#!/bin/sh
+# Notes its arguments and leaves what the real command would leave.
+echo "$*" >>"$CALLS"
+case $1 in
+prepare)
+    while [ $# -gt 0 ]; do [ "$1" = --output-dir ] && data=$2; shift; done
+    for set in train-clean-100 10min 1h 9h 10h dev-clean test-clean; do
+        mkdir -p "$data/$set" && echo '{}' >"$data/$set/set.json"
+    done ;;
+train)
+    for setting in "$@"; do case $setting in exp_dir=*) exp=${setting#exp_dir=} ;; esac; done
+    mkdir -p "$exp/checkpoints" && echo step_1.pt >"$exp/checkpoints/last" && echo 'method: x' >"$exp/config.yaml" ;;
+decode)
+    mkdir -p "$3/decode/dev-clean/greedy" && cp "$RESULT" "$3/decode/dev-clean/greedy/results.json" ;;
+esac
+"""
+
+RESULT = {
+    "set": "dev-clean",
+    "corpus": "mini",
+    "wer": 0.1234,
+    "cer": 0.05,
+    "words": 1000,
+    "substitutions": 100,
+    "deletions": 13,
+    "insertions": 10,
+    "utterances": 50,
+    "decoder": "greedy",
+    "recipe": "pretrain+finetune",
+    "subset": "1h",
+    "seed": 1,
+    "updates": 7,
+    "seconds": 2.5,
+}
+
+
+class Project:
+    """A copy of the recipe with a stand-in for the command asrkit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "examples" / "librispeech", folder / "examples" / "librispeech")
+        for config in ("mini", "librispeech"):
+            (folder / "conf" / config).mkdir(parents=True)
+        for name in ("model", "pretrain_mini", "finetune_mini", "finetune_mini_10min", "scratch_mini"):
+            (folder / "conf" / "mini" / f"{name}.yaml").write_text(
+                "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
+            )
+        stub = folder / ".venv" / "bin" / "asrkit"
+        stub.parent.mkdir(parents=True)
+        stub.write_text(STUB)
+        stub.chmod(0o755)
+        (folder / "result.json").write_text(json.dumps(RESULT))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "CALLS": str(self.folder / "calls"),
+            "RESULT": str(self.folder / "result.json"),
+        }
+        (self.folder / "calls").write_text("")
+        script = self.folder / "examples" / "librispeech" / "run.sh"
+        return subprocess.run(
+            ["bash", str(script), *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def calls(self) -> list[str]:
+        """What asrkit was asked for, with the project's folder left out."""
+        return (self.folder / "calls").read_text().replace(f"{self.folder}/", "").splitlines()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+TRAIN_PRETRAIN = "train conf/mini/pretrain_mini.yaml exp_dir=exp/a/pretrain seed=1 data.dir=data/mini"
+TRAIN_1H = (
+    "train conf/mini/finetune_mini.yaml exp_dir=exp/a/finetune_1h seed=1 data.dir=data/mini "
+    "init=exp/a/pretrain data.labelled.sets=[1h]"
+)
+ALL = ["--exp-dir", "exp/a", "--subset", "1h"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--foo"], "unknown argument '--foo'"),
+        (["optimiser.x=1"], "configuration goes behind --"),
+        (["--stage"], "--stage needs a value"),
+        (["--stage", "--seed"], "--stage needs a value"),
+        (["--stage", "7"], "--stage 7: not one of 0 1"),
+        (["--stop-stage", "x"], "--stop-stage x: not one of"),
+        (["--stage", "4", "--stop-stage", "2"], "--stage 4 comes after --stop-stage 2"),
+        (["--corpus", "timit"], "--corpus timit: not one of mini librispeech"),
+        (["--config", "big"], "--config big: not one of"),
+        (["--size", "huge"], "--size huge: not one of"),
+        (["--subset", "3h"], "--subset 3h: not one of 10min"),
+        (["--method", "wav2vec_s"], "--method wav2vec_s: not one of finetune"),
+        (["--method", "pretrain"], "--method pretrain: not one of finetune"),
+        (["--method", "model"], "--method model: not one of finetune"),
+        (["--source", "100h"], "the method finetune does not have"),
+        (["--size", "large"], "no configuration conf/mini/*_large.yaml"),
+        (["--seed", "one"], "--seed one: not a whole number"),
+        (["--nproc", "0"], "--nproc 0: at least 1"),
+        (["--", "lr"], "'lr' behind -- is not KEY=VALUE"),
+        (["--config", "mini", "--corpus", "librispeech", "--corpus-dir", "nowhere"], "nowhere: no such folder"),
+        (["--stage", "4"], "data/mini holds no prepared set 10h (run stage 1"),
+        (["--stage", "5"], "holds no trained model (run stage 4)"),
+        (["--stage", "6"], "holds no results (run stage 5)"),
+    ],
+)
+def test_refuses_in_one_line(project: Project, arguments: Sequence[str], says: str) -> None:
+    assert_refused(project.run(*arguments), says)
+    assert project.calls() == []
+
+
+def test_all_stages_in_order(project: Project) -> None:
+    done = project.run(*ALL, "--", "training.threads=1", "x.y=[1,2]")
+    assert done.returncode == 0, done.stderr
+    assert project.calls() == [
+        "prepare mini --corpus-dir corpora/mini --output-dir data/mini",
+        f"{TRAIN_PRETRAIN} training.threads=1 x.y=[1,2]",
+        f"{TRAIN_1H} training.threads=1 x.y=[1,2]",
+        "decode --model exp/a/finetune_1h --data data/mini --sets dev-clean test-clean",
+        "score exp/a/finetune_1h/decode/dev-clean/greedy/ref.trans.txt "
+        "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt",
+    ]
+    table = (project.folder / "exp/a/finetune_1h/results.txt").read_text()
+    assert "12.34" in table
+    assert "pretrain+finetune" in table
+    assert table in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "calls"),
+    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 1)],
+)
+def test_each_stage_runs_alone(project: Project, stage: int, calls: int) -> None:
+    assert project.run(*ALL).returncode == 0
+    whole = project.calls()
+    assert project.run(*ALL, "--stage", str(stage), "--stop-stage", str(stage)).returncode == 0
+    assert len(project.calls()) == calls
+    assert set(project.calls()) <= set(whole)
+
+
+def test_a_subset_may_have_a_configuration_of_its_own(project: Project) -> None:
+    assert project.run("--subset", "10min", "--exp-dir", "exp/a").returncode == 0
+    assert project.calls()[2].startswith("train conf/mini/finetune_mini_10min.yaml ")
+
+
+def test_init_takes_the_place_of_pre_training(project: Project) -> None:
+    assert project.run(*ALL).returncode == 0
+    done = project.run("--exp-dir", "exp/b", "--subset", "1h", "--init", "exp/a/pretrain")
+    assert done.returncode == 0, done.stderr
+    assert project.calls()[1] == TRAIN_1H.replace("exp_dir=exp/a", "exp_dir=exp/b")
+    assert "Stage 2: skipped" in done.stdout
+    refused = project.run("--exp-dir", "exp/c", "--subset", "1h", "--init", "exp/none")
+    assert_refused(refused, "not an experiment folder")
+
+
+def test_from_scratch_has_a_configuration_of_its_own(project: Project) -> None:
+    assert project.run(*ALL, "--init", "scratch").returncode == 0
+    assert project.calls()[1] == (
+        "train conf/mini/scratch_mini.yaml exp_dir=exp/a/scratch_1h seed=1 data.dir=data/mini data.labelled.sets=[1h]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        (["--seed", "2"], "seed '1', not '2'"),
+        (["--corpus-dir", "elsewhere"], "elsewhere'"),
+        (["--stage", "2", "--data-dir", "data/other"], "data/other'"),
+        (["--stage", "4", "--seed", "2"], "seed '1', not '2'"),
+        (["--stage", "5", "--init", "scratch_"], "init '', not '"),
+        (["--stage", "6", "--seed", "2"], "seed '1', not '2'"),
+    ],
+)
+def test_outputs_of_different_settings_are_not_mixed(project: Project, changed: Sequence[str], names: str) -> None:
+    assert project.run(*ALL).returncode == 0
+    done = project.run(*ALL, *changed)
+    assert_refused(done, names)
+    assert "choose another" in done.stderr
+    assert all(call.startswith("prepare") for call in project.calls())
+
+
+def test_the_same_settings_go_on(project: Project) -> None:
+    assert project.run(*ALL).returncode == 0
+    first = project.calls()
+    assert project.run(*ALL).returncode == 0
+    assert project.calls() == first
+
+
+LIBRISPEECH = ["--corpus", "librispeech", "--config", "mini", "--stop-stage", "0", "--corpus-dir", "c"]
+
+
+def test_corpus_is_checked_for_what_the_configuration_reads(project: Project) -> None:
+    for arguments, part in (
+        (["--subset", "1h"], "c/LibriSpeech/dev-clean"),
+        (["--subset", "1h"], "c/librispeech_finetuning"),
+        (["--subset", "1h"], "c/LibriSpeech/train-clean-100"),
+        (["--subset", "1h"], "c/LibriSpeech/test-clean"),
+        (["--subset", "960h"], "c/LibriSpeech/train-clean-360"),
+        (["--subset", "960h"], "c/LibriSpeech/train-other-500"),
+        (["--subset", "1h", "--", "data.dev=[dev-other]"], "c/LibriSpeech/dev-other"),
+    ):
+        (project.folder / "c" / "LibriSpeech").mkdir(parents=True, exist_ok=True)
+        assert_refused(project.run(*LIBRISPEECH, *arguments), "has no folder")
+        (project.folder / part).mkdir()
+    for subset in ("1h", "100h", "960h"):
+        done = project.run(*LIBRISPEECH, "--subset", subset)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_override_is_one_line(project: Project) -> None:
+    (project.folder / "c").mkdir()
+    assert_refused(project.run(*LIBRISPEECH, "--", "data.dev=[dev"), "data.dev")
+
+
+def test_help_names_every_flag(project: Project) -> None:
+    done = project.run("--help")
+    assert done.returncode == 0
+    for flag in (
+        "stage",
+        "stop-stage",
+        "corpus",
+        "corpus-dir",
+        "download",
+        "method",
+        "config",
+        "size",
+        "source",
+        "subset",
+        "init",
+        "seed",
+        "data-dir",
+        "exp-dir",
+        "nproc",
+    ):
+        assert f"--{flag} " in done.stdout or f"--{flag}, " in done.stdout
+
+
+def test_quickstart_refuses_unknown_arguments() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--fast"], capture_output=True, text=True, check=False
+    )
+    assert_refused(done, "unknown argument '--fast'")
+
+
+def test_environment_without_a_python_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/env.sh", "scripts/install.sh", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(
+        ["bash", "-c", ". scripts/env.sh || exit 7"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHON": "/no/python"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert (
+        done.stderr == "install.sh: PYTHON=/no/python is not a working Python >= 3.10 with its venv and ssl modules\n"
+    )
+    assert not (tmp_path / ".venv").exists()
