@@ -47,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="asrkit", description="Speech recognisers from much untranscribed and little transcribed speech.")
+    parser = Parser(
+        prog="asrkit", description="Speech recognisers from much untranscribed and little transcribed speech."
+    )
     parser.add_argument("--version", action="version", version=f"asrkit {asrkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # prepare
+    _add_prepare(commands)
+
     train = _add(
         commands,
         "train",
@@ -100,6 +103,57 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_prepare(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _add(
+        commands,
+        "prepare",
+        _prepare,
+        "check recordings and transcripts and write what training reads",
+        "asrkit prepare librispeech --corpus-dir corpora --output-dir data/librispeech",
+    )
+    kinds = parser.add_subparsers(title="corpora", metavar="CORPUS", required=True, dest="kind")
+    summaries = {
+        "librispeech": "LibriSpeech's own layout, and Libri-light's limited folders",
+        "mini": "a synthetic corpus in LibriSpeech's layout, made on the spot",
+        "table": "csv, tsv or jsonl files with a column `audio` and perhaps `text`, `speaker`, `set`, `start`, `duration`",
+        "kaldi": "Kaldi data folders: wav.scp, text, utt2spk, segments",
+        "audio": "folders of untranscribed recordings; long ones are cut at pauses",
+        "lhotse": "lhotse cut manifests",
+    }
+    examples = {
+        "librispeech": "--corpus-dir corpora --output-dir data/librispeech",
+        "mini": "--output-dir data/mini",
+        "table": "train=train.tsv dev=dev.tsv --output-dir data/mine",
+        "kaldi": "train=data/train --output-dir data/mine",
+        "audio": "radio=recordings/ --output-dir data/mine",
+        "lhotse": "train=cuts.jsonl.gz --output-dir data/mine",
+    }
+    for kind, summary in summaries.items():
+        corpus = _add(kinds, kind, _prepare, summary, f"asrkit prepare {kind} {examples[kind]}")
+        corpus.add_argument("--output-dir", required=True, type=Path, metavar="DATA", help="where the sets go")
+        if kind == "librispeech":
+            corpus.add_argument("--corpus-dir", required=True, type=Path, metavar="DIR", help="holds LibriSpeech/")
+            corpus.add_argument("--limited-dir", type=Path, metavar="DIR", help="librispeech_finetuning, if elsewhere")
+        elif kind == "mini":
+            corpus.add_argument("--corpus-dir", type=Path, metavar="DIR", help="where the audio goes (DATA/corpus)")
+            corpus.add_argument("--seed", type=int, default=1, help="everything random in the corpus follows from it")
+        else:
+            corpus.add_argument(
+                "inputs", nargs="+", metavar="[SET=]PATH", help="inputs, and what their sets are called"
+            )
+        text = corpus.add_argument_group("transcripts")
+        text.add_argument("--case", choices=("upper", "lower", "keep"), help="spelling (upper; librispeech: keep)")
+        text.add_argument("--punctuation", choices=("strip", "keep"), help="(strip)")
+        text.add_argument(
+            "--alphabet", metavar="CHARACTERS", help="what transcripts may hold (read off the training sets)"
+        )
+        limits = corpus.add_argument_group("limits")
+        limits.add_argument("--min-seconds", type=float, help="shorter utterances are rejected (0.1)")
+        limits.add_argument("--max-seconds", type=float, help="longer ones are rejected, or cut if untranscribed (35)")
+        limits.add_argument("--headers-only", action="store_true", help="do not decode every file: faster, finds less")
+        limits.add_argument("--workers", type=int, help="processes that check audio (one per core)")
+
+
 def _add(
     commands: argparse._SubParsersAction[Parser],
     name: str,
@@ -116,6 +170,41 @@ def _add_model_options(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
     parser.add_argument("--precision", default="auto", help="auto, bf16, fp16 or fp32")
     parser.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which weights")
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from asrkit.data import prepare
+    from asrkit.text.normalise import TextConfig
+
+    librispeech = options.kind in ("librispeech", "mini")
+    text = TextConfig(
+        case=options.case or ("keep" if librispeech else "upper"), punctuation=options.punctuation or "strip"
+    )
+    given = {name: getattr(options, name) for name in ("alphabet", "min_seconds", "max_seconds", "workers")}
+    set_ones = {name: value for name, value in given.items() if value is not None}
+    config = prepare.PrepareConfig(text=text, decode=not options.headers_only, **set_ones)
+    if options.kind == "mini":
+        corpus_dir = _synthesise(options)
+        summary = prepare.prepare_librispeech(
+            corpus_dir, options.output_dir, None, config, corpus="mini", console=console
+        )
+    elif options.kind == "librispeech":
+        summary = prepare.prepare_librispeech(
+            options.corpus_dir, options.output_dir, options.limited_dir, config, console=console
+        )
+    else:
+        run = getattr(prepare, f"prepare_{options.kind}")
+        summary = run(options.inputs, options.output_dir, config, console=console)
+    summary.show(console)
+    return 0
+
+
+def _synthesise(options: argparse.Namespace) -> Path:
+    from asrkit.data.mini import MiniConfig, synthesise
+
+    corpus_dir = options.corpus_dir or options.output_dir / "corpus"
+    console.print(f"synthesising speech with espeak-ng into {corpus_dir}", highlight=False, soft_wrap=True)
+    return synthesise(MiniConfig(seed=options.seed), corpus_dir)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -141,9 +230,7 @@ def _decode(options: argparse.Namespace) -> int:
     from asrkit.inference.recogniser import load
     from asrkit.text.wer import table
 
-    recogniser = load(
-        options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint
-    )
+    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
     for name in options.sets:
         result, scored = decode_set(recogniser, options.data, name)
         speed = result.audio_seconds / max(result.seconds, 1e-9)
@@ -162,9 +249,7 @@ def _score(options: argparse.Namespace) -> int:
 def _transcribe(options: argparse.Namespace) -> int:
     from asrkit.inference.recogniser import load, transcribe_files
 
-    recogniser = load(
-        options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint
-    )
+    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
     failed = 0
     for path, outcome in transcribe_files(recogniser, options.audio):
         if isinstance(outcome, AsrkitError):

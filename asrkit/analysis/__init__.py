@@ -1,0 +1,1 @@
+"""What trained models and runs look like: similarity, curves, reports."""

@@ -46,7 +46,9 @@ class ScheduleConfig:
         if self.initial_scale < 0 or self.final_scale < 0:
             raise AsrkitError("schedule.initial_scale and schedule.final_scale are 0 or more")
         if self.name == "tri_stage" and self.final_scale == 0:
-            raise AsrkitError("schedule.final_scale is 0 under tri_stage", mend="its decay is exponential: use e.g. 0.05")
+            raise AsrkitError(
+                "schedule.final_scale is 0 under tri_stage", mend="its decay is exponential: use e.g. 0.05"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Corpora to manifests and index, epoch plan, streams of batches."""

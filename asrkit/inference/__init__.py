@@ -1,0 +1,1 @@
+"""Trained experiments at work: decoding sets, transcribing files."""

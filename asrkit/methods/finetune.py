@@ -83,9 +83,7 @@ class Finetune(Method):
         step = Accumulate()
         return [
             Phase(HEAD_ONLY, config.freeze_updates, ("labelled",), {"ctc": whole}, step),
-            Phase(
-                "finetune", config.updates - config.freeze_updates, ("labelled",), dict.fromkeys(moving, rest), step
-            ),
+            Phase("finetune", config.updates - config.freeze_updates, ("labelled",), dict.fromkeys(moving, rest), step),
         ]
 
     def terms(self, stream: str) -> Sequence[str]:
@@ -95,9 +93,7 @@ class Finetune(Method):
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
         """See `Method.prepare`: masks."""
         frames = encoder_frames(self.encoder, batch)
-        mask = draw_mask(
-            self.config.mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch
-        )
+        mask = draw_mask(self.config.mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
         draws = self.ctc.draw(batch, frames, clock)
         return Prepared((mask, draws), self.ctc.counts(batch, draws))
 

@@ -1,0 +1,1 @@
+"""Frontends, masks, blocks, encoder, quantiser."""

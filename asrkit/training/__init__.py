@@ -1,0 +1,1 @@
+"""The loop, optimiser, precision, distribution, checkpoints and logs."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from asrkit import config as configuration
 from asrkit.data.config import DataConfig
 from asrkit.errors import AsrkitError, nearest
@@ -95,7 +93,9 @@ def schema(method: str) -> type[ExperimentConfig]:
         raise AsrkitError(f"unknown method '{method}'", mend=nearest(method, METHODS))
     entry = METHODS[method]
     own = field(default_factory=entry.config, metadata={"doc": f"Settings of the method {method}."})
-    return make_dataclass(f"{entry.config.__name__}Experiment", [(method, entry.config, own)], bases=(ExperimentConfig,))
+    return make_dataclass(
+        f"{entry.config.__name__}Experiment", [(method, entry.config, own)], bases=(ExperimentConfig,)
+    )
 
 
 def load_experiment_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -135,7 +135,12 @@ def store_config(config: ExperimentConfig, exp_dir: Path) -> None:
     """
     path = exp_dir / "config.yaml"
     if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        method = configuration.peek("method", path)
+        if method != config.method:
+            raise AsrkitError(
+                f"this folder holds a run of the method '{method}'", where=exp_dir, mend="choose another exp_dir"
+            )
+        there = configuration.to_dict(configuration.load(schema(config.method), path))
         here = configuration.to_dict(config)
         for key, old, new in _differences(there, here):
             if key not in MAY_CHANGE:

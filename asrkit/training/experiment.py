@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from asrkit import config as configuration
 from asrkit.core.method import Method
-from asrkit.data.index import SetIndex, record_text
 from asrkit.data.batch import Batch
+from asrkit.data.index import SetIndex, record_text
 from asrkit.data.stream import Stream, evaluation_batches
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
@@ -91,8 +90,7 @@ def open_experiment(folder: Path) -> Experiment:
     path = folder / "config.yaml"
     if not path.is_file():
         raise AsrkitError("not an experiment: it has no config.yaml", where=folder, mend="give asrkit train's exp_dir")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config = configuration.from_dict(schema(str(values.get("method"))), values, path)
+    config = configuration.load(schema(str(configuration.peek("method", path))), path)
     units = Units.load(folder / "units") if (folder / "units").is_dir() else None
     return Experiment(folder, config, units)
 

@@ -128,7 +128,9 @@ class Trainer:
         if stopping and not ended:
             raise Interrupted
 
-    def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]], norms: dict[str, float]) -> None:
+    def _account(
+        self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]], norms: dict[str, float]
+    ) -> None:
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         self.window["updates"] += 1

@@ -50,7 +50,7 @@ class Optimiser:
         for name in (*config.group_clip_norm, *config.group_rate_scale):
             if name not in self.groups:
                 raise AsrkitError(f"optimiser: no parameter group '{name}'", mend=nearest(name, self.groups))
-        self.names = {parameter: name for name, parameter in method.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in method.named_parameters()}
         members = [parameter for group in self.groups.values() for parameter in group]
         if len(set(members)) != len(members) or set(members) != set(self.names):
             raise ValueError("a method's groups must hold each of its parameters once")
