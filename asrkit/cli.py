@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,14 +37,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.run
         return command(options)
-    except AsrkitError as error:
-        _print_error(error)
-        return 2
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
         _print_error("interrupted")
         return 130
+    except AsrkitError as error:
+        if _is_first_to_fail():
+            _print_error(error)
+        return 2
+    except OSError as error:  # full disks, missing rights
+        if _is_first_to_fail():
+            where = f"{error.filename}: " if error.filename else ""
+            _print_error(f"{where}{error.strerror or error}")
+        return 2
+    except Exception:
+        if _is_first_to_fail():
+            raise
+        return 2
+
+
+def _is_first_to_fail() -> bool:
+    """Whether this process, of those that torchrun started, should tell what went wrong."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from asrkit.training.distributed import mistake_number
+
+    return mistake_number() == 1
 
 
 def _parser() -> Parser:
