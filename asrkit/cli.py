@@ -276,7 +276,7 @@ def _transcribe(options: argparse.Namespace) -> int:
             failed += 1
             _print_error(outcome)
         else:
-            console.print(f"{path}\t{outcome}", markup=False, highlight=False, soft_wrap=True)
+            print(f"{path}\t{outcome}", flush=True)  # rich would turn the tab into spaces
     return 2 if failed else 0
 
 

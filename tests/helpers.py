@@ -64,7 +64,9 @@ def speak(text: str, seed: int = 0) -> np.ndarray:
     parts = []
     for letter in text:
         samples = int(random.integers(1600, 2400))
-        wave = np.zeros(samples) if letter == " " else 0.3 * np.sin(2 * np.pi * TONES[letter] * np.arange(samples) / 16e3)
+        wave = (
+            np.zeros(samples) if letter == " " else 0.3 * np.sin(2 * np.pi * TONES[letter] * np.arange(samples) / 16e3)
+        )
         parts.append(wave + 0.01 * random.standard_normal(samples))
     return np.concatenate(parts).astype(np.float32)
 

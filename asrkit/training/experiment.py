@@ -96,7 +96,10 @@ def open_experiment(folder: Path) -> Experiment:
     path = folder / "config.yaml"
     if not path.is_file():
         raise AsrkitError("not an experiment: it has no config.yaml", where=folder, mend="give asrkit train's exp_dir")
-    config = configuration.load(schema(str(configuration.peek("method", path))), path)
+    method = configuration.peek("method", path)
+    if method not in METHODS:
+        raise AsrkitError(f"unknown method {method!r}", where=path, mend="known: " + ", ".join(sorted(METHODS)))
+    config = configuration.load(schema(method), path)
     units = Units.load(folder / "units") if (folder / "units").is_dir() else None
     return Experiment(folder, config, units)
 

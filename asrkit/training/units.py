@@ -60,7 +60,10 @@ def resolve_units(
     if given is not None:
         return given
     if config.kind == "bpe":
-        return Units.train_bpe(texts(), config.size)
+        try:
+            return Units.train_bpe(texts(), config.size)
+        except AsrkitError as error:
+            raise AsrkitError(str(error), where=f"units.size={config.size}") from None
     if config.kind == "phone":
         return Units.phones(Path(config.lexicon))
     folder = data_dir / "units"

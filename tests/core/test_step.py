@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -86,7 +87,7 @@ def gradient(micro_batches: Sequence[Batch]) -> tuple[Tensor, dict[str, float], 
 def test_micro_batches_give_the_gradient_of_one_batch(cuts: list[int]) -> None:
     rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     edges = [0, *cuts, 6]
-    parts = [make(rows[start:end]) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [make(rows[start:end]) for start, end in itertools.pairwise(edges)]
     found, figures, method = gradient(parts)
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     error = (rows.double() * weight - 1).sum(1)

@@ -81,9 +81,7 @@ def test_spec_augment_in_a_run(speech: Path, tmp_path: Path) -> None:
     assert rows(tmp_path / "plain")[0]["loss"] != rows(tmp_path / "blanked")[0]["loss"]
 
 
-def test_spec_augment_needs_a_spectrogram(
-    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_spec_augment_needs_a_spectrogram(speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = settings("finetune", speech, encoder=WAVEFORM, finetune={"spec_augment": SPEC})
     assert train(tmp_path / "exp", whole) == 2
     said = capsys.readouterr().err

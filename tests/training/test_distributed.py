@@ -61,7 +61,9 @@ def assert_close(one: Path, other: Path) -> None:
     weights, others = checkpoint(one)["model"], checkpoint(other)["model"]
     assert sorted(weights) == sorted(others)
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name} {text}")
+        torch.testing.assert_close(
+            weight, others[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name} {text}"
+        )
     for row, same in zip(rows(one), rows(other), strict=True):
         assert sorted(row) == sorted(same)
         for key in {"loss", "grad_norm", "dev/loss", "dev/wer", "mask_share", "epoch", "infeasible"} & set(row):
@@ -107,7 +109,11 @@ def test_a_mistake_ends_all_and_is_told_once(speech: Path, tmp_path: Path, fault
         whole["finetune"]["updates"] = -1
     done = torchrun([{"exp": "exp", "settings": whole, "fault": fault, "status": 0}], tmp_path)
     assert done.returncode != 0
-    said = {"mistake": "asrkit: error: broken by the test", "config": "finetune.updates is -1", "crash": "ZeroDivisionError: broken"}
+    said = {
+        "mistake": "asrkit: error: broken by the test",
+        "config": "finetune.updates is -1",
+        "crash": "ZeroDivisionError: broken",
+    }
     # What torchrun itself says names the processes, not the reason.
     assert done.stderr.count(said[fault]) == 1, done.stderr
     assert done.stderr.count("asrkit: error") == (fault != "crash")

@@ -140,7 +140,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float) -> None:
     assert not taken
     assert moved(before, method) == set()
     assert all(
-        torch.equal(moment, optimiser.state_dict()[name][key]) for name in moments for key, moment in moments[name].items()
+        torch.equal(moment, optimiser.state_dict()[name][key])
+        for name in moments
+        for key, moment in moments[name].items()
     )
 
 
