@@ -56,4 +56,4 @@ def test_from_audio_to_a_transcript(data: Path, tmp_path: Path, capsys: pytest.C
     path = next(Path(CORPUS).glob("LibriSpeech/test-clean/**/*.flac"))
     capsys.readouterr()
     assert cli.main(["transcribe", "--model", str(finetune), str(path)]) == 0
-    assert capsys.readouterr().out.startswith(f"{path} ")
+    assert capsys.readouterr().out.startswith(f"{path}\t")
