@@ -171,34 +171,41 @@ def test_augmentation_in_a_run(speech: Path, tmp_path: Path) -> None:
     assert len(set(losses)) == 3
 
 
-VALUES = ("-1", "0", "1", "1.5", "", "x", "[]", "[1]", "{a: 1}", "null", "true", "nan", "inf", "1e30")
+VALUES = {
+    "int": ("-1", "0", "x"),
+    "float": ("-1", "0", "nan", "1e30"),
+    "str": ("", "x"),
+    "bool": ("true", "x"),
+    "list": ("[]", "[-1]", "[x]"),
+    "dict": ("{}", "{x: -1}"),
+}
 
 
-def nasty() -> list[tuple[str, str, str]]:
-    left_alone = ("method", "exp_dir", "device", "data.workers", "training.timeout_minutes")
-    return [
-        (method, field.key, value)
-        for method in ("pretrain", "finetune")
-        for field in describe(schema(method))
-        for value in VALUES
-        # These would be taken at their word, by a machine large enough.
-        if field.key not in left_alone and not (value == "1e30" and field.type == "int")
-    ]
+def odd_settings() -> list[tuple[str, str]]:
+    """Every setting with values that are odd for its type: (method, KEY=VALUE)."""
+    left_alone = ("method", "exp_dir", "device", "data.workers")
+    seen: dict[str, str] = {}
+    for method in ("finetune", "pretrain"):
+        for field in describe(schema(method)):
+            if field.key not in left_alone:
+                for value in VALUES[field.type.partition("[")[0]]:
+                    seen.setdefault(f"{field.key}={value}", method)
+    return [(method, override) for override, method in seen.items()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(20))
+@pytest.mark.parametrize("part", range(10))
 def test_any_value_of_any_setting_is_obeyed_or_refused(
     part: int, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one: dict[str, Any] = {"training": {"log_every": 1}, "data": {"dev": []}}
+    one: dict[str, Any] = {"data": {"dev": []}}
     whole = {
         "pretrain": settings("pretrain", speech, pretrain={"updates": 1}, **one),
         "finetune": settings("finetune", speech, finetune={"updates": 1, "freeze_updates": 0}, **one),
     }
-    for number, (method, key, value) in enumerate(nasty()[part::20]):
-        status = train(tmp_path / str(number), whole[method], f"{key}={value}")
+    for number, (method, override) in enumerate(odd_settings()[part::10]):
+        status = train(tmp_path / str(number), whole[method], override)
         said = capsys.readouterr().err
-        assert status in (0, 2), (key, value)
+        assert status in (0, 2), override
         if status == 2:
             assert_one_line(said)

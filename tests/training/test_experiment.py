@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import ENCODER, STILL, WAVEFORM, checkpoint, merged, rows, settings, train
+from helpers import ENCODER, STILL, WAVEFORM, checkpoint, merged, rows, settings, train, write_corpus
 
 from asrkit.errors import AsrkitError
 from asrkit.files import held_alone
 from asrkit.text.units import Units
 from asrkit.training.config import MAY_CHANGE
 from asrkit.training.experiment import open_experiment
-
-SHORT = {"updates": 2}
 
 
 def brief(method: str, speech: Path, **changes: Any) -> dict[str, Any]:
@@ -268,3 +266,28 @@ def test_bf16_on_the_cpu(speech: Path, tmp_path: Path) -> None:
         whole = brief("finetune", speech, encoder=encoder, training={"precision": "bf16"})
         assert train(tmp_path / name, whole) == 0
         assert rows(tmp_path / name)[0]["loss"] > 0
+
+
+def test_a_run_that_only_diverges_is_stopped(speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = settings("finetune", speech, finetune={"schedule": {"learning_rate": 1e30}, "freeze_updates": 0})
+    assert train(tmp_path / "exp", whole, "training.max_skipped_updates=3") == 2
+    said = capsys.readouterr()
+    assert "3 updates in a row had a gradient that is not finite" in said.err
+    assert said.err.count("\n") == 1
+    assert said.out.count("the gradient is not finite; skipped") == 3
+
+
+def test_audio_that_vanishes_in_mid_run(speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_corpus(tmp_path / "corpus")
+    gone = sorted((tmp_path / "corpus" / "audio").glob("train*.wav"))
+    for path in gone[::2]:
+        path.unlink()
+    whole = settings("finetune", data)
+    assert train(tmp_path / "exp", whole) == 0
+    assert capsys.readouterr().out.count("utterance skipped") == len(gone[::2])
+    for path in gone[1::2]:
+        path.unlink()
+    assert train(tmp_path / "other", whole, "finetune.updates=400") == 2
+    said = capsys.readouterr().err
+    assert "could not be read" in said
+    assert said.count("\n") == 1
