@@ -25,6 +25,7 @@ from asrkit.training.checkpoint import Checkpoints, load
 from asrkit.training.config import ExperimentConfig, schema, store_config
 from asrkit.training.distributed import join, leave
 from asrkit.training.engine import TrainingEngine, choose_device
+from asrkit.training.environment import store_environment
 from asrkit.training.log import ProgressView, configure_logging
 from asrkit.training.loop import Interrupted, Trainer, seed_generators
 from asrkit.training.optimiser import Optimiser
@@ -138,6 +139,7 @@ def train(config: ExperimentConfig, console: Console) -> bool:
             store_config(config, exp_dir)
             before = f"{initial.recipe}+" if initial is not None else ""
             write_text(exp_dir / RECIPE, f"{before}{config.method}\n")
+            store_environment(exp_dir, device, ranks.world_size)
         ranks.barrier()
         configure_logging(exp_dir, console, ranks.is_first)
         if config.training.threads:
