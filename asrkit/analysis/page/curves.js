@@ -22,6 +22,10 @@ function families() {
     const { steps, seconds, phases, series } = experiment.curves;
     for (const [name, [rows, values]] of Object.entries(series)) {
       const dev = name.startsWith('dev/');
+      // Groups that all do the same (learning rates, mostly) are said once.
+      const whole = dev ? undefined : series[name.split('/')[0]];
+      const said = whole && whole[1] !== values && new Map(whole[0].map((row, k) => [row, whole[1][k]]));
+      if (said && rows.every((row, k) => said.get(row) === values[k])) continue;
       const family = (dev ? name.slice(4) : name).split('/')[0];
       if (!found.has(family)) found.set(family, []);
       found.get(family).push({
@@ -148,7 +152,7 @@ class Chart {
       parts.push(s('line', { class: 'gridline', x1: SPACE.left, x2: width - SPACE.right, y1: py(y), y2: py(y) }),
         s('text', { x: SPACE.left - 6, y: py(y) + 4, 'text-anchor': 'end' }, brief(y)));
     }
-    for (const x of ticks(x0, x1, Math.max(2, Math.floor(width / 110)))) {
+    for (const x of ticks(x0, x1, Math.max(2, Math.floor(width / 75)))) {
       parts.push(s('text', { x: px(x), y: height - 7, 'text-anchor': 'middle' }, view.axis === 'step' ? brief(x) : `${brief(x)} h`));
     }
     if (page.experiments.length === 1 && lines.length) parts.push(...this.phases(lines[0], px, height, x0, x1));
@@ -238,7 +242,7 @@ class Chart {
     const [from, to] = [this.from, this.under(event)];
     this.from = undefined;
     this.svg.querySelector('.chosen')?.remove();
-    if (Math.abs(this.scale.px(to) - this.scale.px(from)) > 8) zoom([Math.min(from, to), Math.max(from, to)]);
+    if (Math.abs(this.scale.px(to) - this.scale.px(from)) > 8) zoom([Math.min(from, to), Math.max(from, to)], this);
   }
 
   pointercancel() {

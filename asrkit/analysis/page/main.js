@@ -27,7 +27,10 @@ function showSections() {
     for (const entry of entries) seen[entry.isIntersecting ? 'add' : 'delete'](entry.target);
     const current = [...links.keys()].find(section => seen.has(section));
     for (const [section, link] of links) {
-      if (section === current) link.setAttribute('aria-current', 'true');
+      if (section === current) {
+        link.setAttribute('aria-current', 'true');
+        byId('sections').scrollLeft = link.offsetLeft - byId('sections').offsetLeft - 16;
+      }
       else link.removeAttribute('aria-current');
     }
   }, { rootMargin: '-25% 0px -60% 0px' });

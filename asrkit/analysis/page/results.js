@@ -146,16 +146,15 @@ function dots(test) {
     rows.map(row => {
       const own = colour(row.experiment);
       const told = row.interval ? `${percent(row.wer)}, 95 % interval ${percent(row.interval[0])} to ${percent(row.interval[1])}` : percent(row.wer);
-      return [
+      return h('div', { class: 'row' },
         h('span', { class: 'name' }, h('span', { class: 'swatch', own }), `${page.experiments[row.experiment].name}, ${row.decoder}`),
         h('span', { class: 'track', role: 'img', 'aria-label': told, own },
           row.interval && place(h('span', { class: 'range' }), at(row.interval[0]), at(row.interval[1] - row.interval[0])),
           place(h('span', { class: 'dot' }), at(row.wer))),
-        h('span', { class: 'value' }, percent(row.wer), row.interval && h('span', { class: 'quiet' }, ` ${(100 * row.interval[0]).toFixed(1)}–${(100 * row.interval[1]).toFixed(1)}`)),
-      ];
+        h('span', { class: 'value' }, percent(row.wer), row.interval && h('span', { class: 'quiet' }, ` ${(100 * row.interval[0]).toFixed(1)}–${(100 * row.interval[1]).toFixed(1)}`)));
     }),
     h('span', { class: 'corner' }),
-    h('span', { class: 'axis', 'aria-hidden': 'true' }, levels.slice(0, -1).map(level => place(h('span', {}, `${brief(level)} %`), at(level / 100)))),
+    h('span', { class: 'axis', 'aria-hidden': 'true' }, levels.map(level => place(h('span', {}, `${brief(level)} %`), at(level / 100)))),
     h('span', { class: 'corner quiet' }, rows.some(row => row.interval) ? '95 % over speakers' : ''));
 }
 
@@ -170,7 +169,7 @@ function resultsTable(test) {
     best: row.wer === least && test.results.length > 1,
   }));
   const built = table('WER, CER, word errors and decoding speed (times real time)',
-    [['experiment'], ['recipe'], ['source'], ['labels'], ['decoder'], ['WER', 'n'], ['CER', 'n'], ['sub', 'n'], ['del', 'n'], ['ins', 'n'], ['updates', 'n'], ['speed', 'n']], rows);
+    [['experiment', 'keep'], ['recipe'], ['source'], ['labels'], ['decoder'], ['WER', 'n'], ['CER', 'n'], ['sub', 'n'], ['del', 'n'], ['ins', 'n'], ['updates', 'n'], ['speed', 'n']], rows);
   rows.forEach((row, k) => {
     if (row.best) built.querySelectorAll('tbody tr')[k].children[5].classList.add('best');
   });

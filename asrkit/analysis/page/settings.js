@@ -7,7 +7,7 @@ function showSettings() {
   const different = h('input', { type: 'checkbox', onchange: () => draw() });
   different.checked = many;
   const keys = [...new Set(page.experiments.flatMap(experiment => Object.keys(experiment.config)))];
-  const holder = h('div', { class: 'card limited' });
+  const holder = h('div', { class: 'card limited settings' });
   const draw = () => {
     const sought = query.value.trim().toLowerCase();
     const rows = keys.flatMap(key => {

@@ -116,8 +116,10 @@ function line(decoding, row) {
     h('button', { type: 'button', class: 'open', 'aria-expanded': 'false', onclick: toggle }, row.id, row.heard && h('span', { title: 'with audio' }, ' ♪')),
     row.speaker, row.seconds === null ? '–' : row.seconds.toFixed(1), String(row.errors), String(row.words), percent(row.rate, 0),
   ];
+  const marked = inline(row.reference, row.hypothesis, row.operations);
+  values[0] = [values[0], h('div', { class: 'narrowonly' }, marked.cloneNode(true))];
   return h('tr', {}, COLUMNS.map(([, , style], k) => h(k ? 'td' : 'th', { class: style, scope: k ? null : 'row' }, values[k])),
-    h('td', { class: 'wideonly' }, inline(row.reference, row.hypothesis, row.operations)));
+    h('td', { class: 'wideonly' }, marked));
 }
 
 function detail(decoding, row) {
@@ -145,7 +147,8 @@ function sound(decoding, row) {
     player.currentTime = (event.clientX - box.left) / box.width * media.seconds;
     player.play();
   } }, h('img', { src: media.spectrogram, alt: `Spectrogram of ${row.id}, 0 to 8 kHz, ${media.seconds.toFixed(1)} seconds` }), head);
-  const width = Math.max(0, Math.ceil(media.seconds * 95));
+  // Short utterances are drawn wider, so that their spikes can be told apart.
+  const width = Math.ceil(media.seconds * Math.max(95, Math.min(280, 900 / media.seconds)));
   strip.style.width = `${width}px`;
   const posterior = (data(decoding.data).posteriors || {})[row.place];
   if (posterior) strip.insertBefore(spikes(posterior, width, media.seconds), head);
@@ -183,6 +186,6 @@ function spikes(posterior, width, seconds) {
   });
   const marks = [];
   for (let second = 0; second < seconds; second += 1) marks.push(s('text', { class: 'scale', x: second / seconds * width + 2, y: height - 5 }, `${second} s`));
-  return s('svg', { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: 'none', role: 'img', class: 'posterior', 'aria-label': `CTC posteriors, ${posterior.frames} frames` },
+  return s('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', class: 'posterior', 'aria-label': `CTC posteriors, ${posterior.frames} frames` },
     shapes, labels, marks);
 }

@@ -59,6 +59,7 @@ class Browser:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Performance.enable", timeDomain="threadTicks")
 
     def __enter__(self) -> Browser:
         return self
@@ -115,13 +116,17 @@ class Browser:
         elif method == "Page.loadEventFired":
             self._loaded += 1
 
-    def open(self, url: str) -> float:
-        """Open a page, wait until it is loaded, and return its own seconds from navigation to the end of load."""
+    def open(self, url: str) -> None:
+        """Open a page and wait until it is loaded."""
         before = self._loaded
         self.send("Page.navigate", url=url)
         while self._loaded == before:
             self._receive()
-        return float(self("performance.timing.loadEventStart - performance.timing.navigationStart")) / 1000
+
+    def thread_seconds(self) -> float:
+        """Return how long the page's main thread has computed, which other work on the machine does not change."""
+        metrics = self.send("Performance.getMetrics")["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
 
     def __call__(self, expression: str) -> Any:
         """Return the value of a JavaScript expression; promises are awaited."""
