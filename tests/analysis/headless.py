@@ -55,11 +55,15 @@ class Browser:
         self._loaded = 0
         self.console: list[str] = []
         self.requests: list[str] = []
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-        self.send("Performance.enable", timeDomain="threadTicks")
+        try:
+            target = self.send("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.send(f"{domain}.enable")
+            self.send("Performance.enable", timeDomain="threadTicks")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Browser:
         return self
@@ -124,7 +128,7 @@ class Browser:
             self._receive()
 
     def thread_seconds(self) -> float:
-        """Return how long the page's main thread has computed, which other work on the machine does not change."""
+        """Return how long the page's main thread has computed; unlike the clock, it does not wait for others."""
         metrics = self.send("Performance.getMetrics")["metrics"]
         return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
 
