@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from asrkit.analysis.decodings import Decoding
 from asrkit.analysis.media import Speech, audio_uri, posteriors, spectrogram_uri
 from asrkit.analysis.run import Run, stamp
 from asrkit.errors import AsrkitError
 from asrkit.inference.recogniser import SAMPLE_RATE, Recogniser
-
-Value = TypeVar("Value")
 
 
 class Cache:
@@ -52,7 +50,7 @@ class Gallery:
     device: str
     """Where posteriors are computed."""
     media: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """Audio, spectrogram and seconds by (folder of the set, utterance id)."""
+    """Audio, spectrogram and seconds by (element id of the set's texts, utterance id)."""
 
     def speech(self, run: Run, name: str) -> Speech:
         """Return the prepared set that an experiment's data folder holds.
@@ -64,12 +62,13 @@ class Gallery:
         speech: Speech = self.cache.get(("speech", stamp(folder / "set.json")), lambda: Speech.open(folder))
         return speech
 
-    def add(self, run: Run, decoding: Decoding, budget: int) -> tuple[dict[str, dict[str, Any]], str]:
+    def add(self, run: Run, decoding: Decoding, texts: str, budget: int) -> tuple[dict[str, dict[str, Any]], str]:
         """Embed the worst utterances of a decoding.
 
         Args:
             run: the experiment that made it.
             decoding: its references, hypotheses and errors.
+            texts: element id of the set's texts; decodings that share them share media.
             budget: bytes that may be added.
 
         Returns:
@@ -81,19 +80,18 @@ class Gallery:
             speech = self.speech(run, decoding.result.set)
         except AsrkitError as error:
             return {}, f"No audio: {error}"
-        folder = str(speech.index.dir)
         failures: list[str] = []
         pictures = ""
         for number, utterance_id in enumerate(wanted):
             try:
-                media = self._media(speech, folder, utterance_id)
+                media = self._media(speech, utterance_id)
                 size = sum(len(media[part]) for part in ("audio", "spectrogram"))
-                if (folder, utterance_id) not in self.media:
+                if (texts, utterance_id) not in self.media:
                     if size > budget:
                         failures.append(f"{len(wanted) - number} utterances would make the page too large")
                         break
                     budget -= size
-                    self.media[folder, utterance_id] = media
+                    self.media[texts, utterance_id] = media
             except AsrkitError as error:
                 failures.append(str(error))
                 continue
@@ -106,7 +104,7 @@ class Gallery:
         )
         return shown, " ".join([*notes, pictures]).strip()
 
-    def _media(self, speech: Speech, folder: str, utterance_id: str) -> dict[str, Any]:
+    def _media(self, speech: Speech, utterance_id: str) -> dict[str, Any]:
         def make() -> dict[str, Any]:
             wave = speech.wave(utterance_id)
             seconds = round(len(wave) / SAMPLE_RATE, 3)

@@ -118,34 +118,13 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
     parts = tuple(stamp(folder / name) for name in (results.FILE, "ref.trans.txt", "hyp.trans.txt"))
     decoding: Decoding = gallery.cache.get(("decoding", parts), lambda: read_decoding(folder))
     ids = list(decoding.references)
-    silence, seconds = "", {}
-    speakers = guess_speakers(ids)
-    try:
-        speech = gallery.speech(run, decoding.result.set)
-        speakers = speech.speakers or speakers
-        seconds = {utterance_id: speech.seconds(utterance_id) for utterance_id in ids}
-    except AsrkitError as error:
-        silence = f"No audio: the prepared data is gone ({error})."
-    shown, note = gallery.add(run, decoding, budget)
+    texts = _texts(page, run, decoding, gallery)
+    known = zip(ids, page.blocks[texts]["speakers"], strict=True)
+    speakers = {utterance_id: speaker for utterance_id, speaker in known if speaker is not None}
+    shown, note = gallery.add(run, decoding, texts, budget)
     total = decoding.scored.total
     bounds = gallery.cache.get(("interval", parts), lambda: wer_interval(decoding.scored, speakers))
     page.results.append((decoding.result, {"experiment": place, "interval": bounds, **_figures(decoding)}))
-    key = (decoding.result.test, tuple(decoding.references.items()))
-    if key not in page.sets:
-        page.sets[key] = f"texts-{len(page.sets)}"
-        page.blocks[page.sets[key]] = {
-            "ids": ids,
-            "references": list(decoding.references.values()),
-            "speakers": [speakers.get(utterance_id) for utterance_id in ids],
-            "seconds": [seconds.get(utterance_id) for utterance_id in ids],
-            "media": {},
-            "silence": silence,
-            "folder": None,
-        }
-    texts = page.sets[key]
-    if seconds:
-        page.blocks[texts] |= {"folder": str(gallery.speech(run, decoding.result.set).index.dir), "silence": ""}
-        page.blocks[texts]["seconds"] = list(seconds.values())
     own = f"decoding-{len(page.decodings)}"
     places = {utterance_id: number for number, utterance_id in enumerate(ids)}
     page.blocks[own] = {
@@ -184,6 +163,34 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
             "posteriors": "" if shown else "Posteriors need the experiment's weights.",
         }
     )
+
+
+def _texts(page: _Page, run: Run, decoding: Decoding, gallery: Gallery) -> str:
+    """Return the element id of what all decodings of a set share; the first of them puts it onto the page."""
+    ids, references = list(decoding.references), list(decoding.references.values())
+    key = (decoding.result.test, tuple(ids), tuple(references))
+    texts = page.sets.setdefault(key, f"texts-{len(page.sets)}")
+    # The data may be gone for one experiment and there for another.
+    if texts not in page.blocks or page.blocks[texts]["silence"]:
+        speakers: dict[str, str] = {}
+        seconds: list[float | None] = [None] * len(ids)
+        silence = ""
+        try:
+            speech = gallery.speech(run, decoding.result.set)
+            speakers = speech.speakers
+            seconds = [speech.seconds(utterance_id) for utterance_id in ids]
+        except AsrkitError as error:
+            silence = f"No audio: the prepared data is gone ({error})."
+        speakers = speakers or guess_speakers(ids)
+        page.blocks[texts] = {
+            "ids": ids,
+            "references": references,
+            "speakers": [speakers.get(utterance_id) for utterance_id in ids],
+            "seconds": seconds,
+            "media": {},
+            "silence": silence,
+        }
+    return texts
 
 
 def _figures(decoding: Decoding) -> dict[str, Any]:
@@ -232,9 +239,8 @@ def _embed_media(page: _Page, gallery: Gallery) -> None:
     """Give every embedded utterance a block of its own, that is parsed when it is opened."""
     for texts in page.sets.values():
         block = page.blocks[texts]
-        folder = block.pop("folder")
         for place, utterance_id in enumerate(block["ids"]):
-            media = gallery.media.get((folder, utterance_id))
+            media = gallery.media.get((texts, utterance_id))
             if media is not None:
                 block["media"][str(place)] = name = f"media-{texts}-{place}"
                 page.blocks[name] = media

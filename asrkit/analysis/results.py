@@ -185,7 +185,7 @@ def rich_tables(results: Iterable[Result]) -> list[Table]:
     for test, systems in rows(results).items():
         table = Table(title=title(test), title_justify="left")
         for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading in _RIGHT else "left")
+            table.add_column(heading, justify="right" if heading in _RIGHT else "left", overflow="fold")
         for row in systems:
             table.add_row(*cells(row))
         tables.append(table)
@@ -231,7 +231,7 @@ def _origin(results: Sequence[Result]) -> str:
         return ", ".join(_escape(str(v)) for v in dict.fromkeys(r.values.get(key) for r in results) if v is not None)
 
     seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results}))
-    facts = {"Seeds": seeds, "decoded on": named("hardware"), "commit": named("commit")}
+    facts = {"Seeds" if "," in seeds else "Seed": seeds, "decoded on": named("hardware"), "commit": named("commit")}
     return "; ".join(f"{name} {fact}" for name, fact in facts.items() if fact) + ".\n"
 
 

@@ -94,6 +94,20 @@ def test_two_experiments_share_a_sets_texts_and_audio(tmp_path: Path, experiment
     assert row[6].startswith("37.50 ± 0.00")
 
 
+def test_copies_of_the_data_are_one_set(tmp_path: Path, experiment: Path) -> None:
+    prepared_set(tmp_path / "copy" / "test", REFERENCES)
+    other = make_experiment(tmp_path / "other", tmp_path / "copy", seed=2)
+    gone = make_experiment(tmp_path / "gone", tmp_path / "nowhere", seed=3, weights=False)
+    add_decoding(other, "test", REFERENCES, REFERENCES | {"1-1-1": "X"}, seed=2)
+    add_decoding(gone, "test", REFERENCES, HYPOTHESES, seed=3)
+    for folders in ([experiment, other, gone], [gone, other, experiment]):
+        found = Elements(report(folders, CONFIG)).blocks
+        assert len({decoding["texts"] for decoding in found["page"]["decodings"]}) == 1
+        texts = found[found["page"]["decodings"][0]["texts"]]
+        assert sorted(texts["media"]) == ["0", "1", "2"]
+        assert texts["seconds"] == [0.7, 0.7, 0.7]
+
+
 def test_without_data_or_weights_the_page_says_so(tmp_path: Path) -> None:
     gone = make_experiment(tmp_path / "gone", tmp_path / "nowhere", weights=False)
     add_decoding(gone, "test", REFERENCES, HYPOTHESES)

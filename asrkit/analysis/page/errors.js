@@ -41,10 +41,10 @@ function errorTables(decoding) {
         kinds.map(([, name, count]) => [name, whole(count), percent(words ? count / words : null), share(count)]))),
     h('div', { class: 'split' },
       limited(table('Words taken for others', [['reference'], ['hypothesis'], ['times', 'n']], decoding.substituted.map(([a, b, n]) => [a, b, whole(n)]))),
-      limited(table('Words left out', [['reference'], ['times', 'n']], decoding.deleted.map(([a, n]) => [a, whole(n)]))),
-      limited(table('Words put in', [['hypothesis'], ['times', 'n']], decoding.inserted.map(([a, n]) => [a, whole(n)]))),
       decoding.speakers.length > 1 && limited(table('Speakers, the hardest first', [['speaker'], ['errors', 'n'], ['words', 'n'], ['WER', 'n']],
-        decoding.speakers.map(([name, errors, count]) => [name, whole(errors), whole(count), percent(count ? errors / count : null)])))),
+        decoding.speakers.map(([name, errors, count]) => [name, whole(errors), whole(count), percent(count ? errors / count : null)]))),
+      limited(table('Words left out', [['reference'], ['times', 'n']], decoding.deleted.map(([a, n]) => [a, whole(n)]))),
+      limited(table('Words put in', [['hypothesis'], ['times', 'n']], decoding.inserted.map(([a, n]) => [a, whole(n)])))),
   ];
 }
 
@@ -58,7 +58,7 @@ function showSimilarity() {
     const x = k => 44 + k * (width - 60) / Math.max(1, found.values.length - 1);
     const y = value => 14 + (1 - value) * (height - 46);
     const points = found.values.map((value, k) => [x(k), y(value)]);
-    const picture = s('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', own: colour(0), 'aria-label': `PWCCA per layer: ${found.values.map(value => value.toFixed(3)).join(', ')}` },
+    const picture = s('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', class: 'fixed', own: colour(0), 'aria-label': `PWCCA per layer: ${found.values.map(value => value.toFixed(3)).join(', ')}` },
       [0, 0.25, 0.5, 0.75, 1].map(level => [
         s('line', { class: 'gridline', x1: 44, x2: width - 16, y1: y(level), y2: y(level) }),
         s('text', { x: 38, y: y(level) + 4, 'text-anchor': 'end' }, String(level))]),

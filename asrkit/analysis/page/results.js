@@ -168,7 +168,7 @@ function resultsTable(test) {
     ],
     best: row.wer === least && test.results.length > 1,
   }));
-  const built = table('WER, CER, word errors and decoding speed (times real time)',
+  const built = table(`WER, CER, word errors and decoding speed (times real time)${rows.some(row => row.best) ? '; ★ the lowest WER' : ''}`,
     [['experiment', 'keep'], ['recipe'], ['source'], ['labels'], ['decoder'], ['WER', 'n'], ['CER', 'n'], ['sub', 'n'], ['del', 'n'], ['ins', 'n'], ['updates', 'n'], ['speed', 'n']], rows);
   rows.forEach((row, k) => {
     if (row.best) built.querySelectorAll('tbody tr')[k].children[5].classList.add('best');
