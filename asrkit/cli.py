@@ -119,6 +119,32 @@ def _parser() -> Parser:
     transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
     _add_model_options(transcribe)
 
+    report = _add(
+        commands,
+        "report",
+        _report,
+        "write one HTML page about experiments: curves, results, errors, utterances to hear",
+        "asrkit report exp/a exp/b --output report.html",
+    )
+    report.add_argument("experiments", nargs="+", type=Path, metavar="EXP", help="experiment folders")
+    report.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    report.add_argument("--title", default="", help="its title (the experiments' names)")
+    report.add_argument("--utterances", type=int, default=20, metavar="N", help="worst ones with audio per decoding")
+    report.add_argument("--megabytes", type=float, default=24, metavar="MB", help="most that audio may add (24)")
+    report.add_argument("--device", default="auto", help="where posteriors are computed: auto, cpu, cuda or cuda:K")
+    report.add_argument("--watch", action="store_true", help="write it again whenever something changes")
+    report.add_argument("--every", type=float, default=5, metavar="SECONDS", help="how often --watch looks (5)")
+
+    results = _add(
+        commands,
+        "results",
+        _results,
+        "put the results of many decodings into tables, means over seeds",
+        "asrkit results exp examples/librispeech/results --output RESULTS.md",
+    )
+    results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
+    results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
 
@@ -278,6 +304,31 @@ def _transcribe(options: argparse.Namespace) -> int:
         else:
             print(f"{path}\t{outcome}", flush=True)  # rich would turn the tab into spaces
     return 2 if failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from asrkit.analysis import report
+
+    config = report.ReportConfig(options.title, options.utterances, options.megabytes, options.device)
+    if options.watch:
+        console.print(f"watching, {options.output} follows; stop with Ctrl-C", markup=False, soft_wrap=True)
+        report.watch(options.experiments, options.output, config, options.every)
+    else:
+        report.write_report(options.experiments, options.output, config)
+    size = options.output.stat().st_size / 1e6
+    console.print(f"{options.output}, {size:.1f} MB: open it in a browser", markup=False, soft_wrap=True)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from asrkit.analysis import results
+
+    found = results.collect(options.folders)
+    for table in results.rich_tables(found):
+        console.print(table)
+    if options.output is not None:
+        results.write_results(options.output, results.markdown(found))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
