@@ -11,7 +11,8 @@ from asrkit.analysis.decodings import Decoding
 from asrkit.analysis.media import Speech, audio_uri, posteriors, spectrogram_uri
 from asrkit.analysis.run import Run, stamp
 from asrkit.errors import AsrkitError
-from asrkit.inference.recogniser import SAMPLE_RATE, Recogniser
+from asrkit.inference.recogniser import Recogniser
+from asrkit.nn.encoder import SAMPLE_RATE
 
 
 class Cache:

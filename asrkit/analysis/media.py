@@ -24,9 +24,9 @@ from asrkit.data.collate import Example, collate
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead
-from asrkit.inference.recogniser import SAMPLE_RATE, Recogniser
+from asrkit.inference.recogniser import Recogniser
 from asrkit.methods.common import encode
-from asrkit.nn.encoder import Encoder
+from asrkit.nn.encoder import SAMPLE_RATE, Encoder
 
 LONGEST = 40.0
 """Seconds; a longer utterance is not embedded."""

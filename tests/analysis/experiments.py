@@ -12,13 +12,13 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 
-from asrkit.config import from_dict
+from asrkit.config import from_dict, save
 from asrkit.data.index import write_index
 from asrkit.files import write_text
 from asrkit.text.units import Units
 from asrkit.text.wer import score, write_transcripts
 from asrkit.training.checkpoint import Checkpoints
-from asrkit.training.config import schema, store_config
+from asrkit.training.config import schema
 from asrkit.training.environment import store_environment
 from asrkit.training.experiment import build_method
 
@@ -101,7 +101,7 @@ def make_experiment(folder: Path, data_dir: Path, *, weights: bool = True, **cha
         },
     } | changes
     config = from_dict(schema("finetune"), values)
-    store_config(config, folder)
+    save(config, folder / "config.yaml")
     store_environment(folder, torch.device("cpu"), 1)
     write_text(folder / "recipe", "pretrain+finetune\n")
     write_text(folder / "train.log", "2026-01-01 INFO it runs\n")
