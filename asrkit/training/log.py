@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from asrkit.files import write_text
@@ -99,23 +99,32 @@ def _storable(value: Any) -> Any:
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
+class _Bar(Progress):
+    """A bar, and the newest figures on the lines below it, where they fit into any terminal."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        if self.figures:
+            yield Text(self.figures, style="cyan")
+
+
 class ProgressView:
     """A bar with losses, speed and time left on a terminal; plain lines where the output is a file."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
         self.console = console
         self.enabled = enabled
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=16),
-            TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-            # The only column that may break over lines, so that a narrow terminal loses nothing.
-            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1)),
-            TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            TextColumn("left", table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(elapsed_when_finished=False, table_column=Column(no_wrap=True)),
+        self.progress = _Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
-            expand=True,
             disable=not (enabled and console.is_terminal),
         )
         self.task: TaskID | None = None
@@ -125,7 +134,7 @@ class ProgressView:
         self.progress.start()
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(phase, total=total, completed=done, figures="")
+        self.task = self.progress.add_task(phase, total=total, completed=done)
 
     def advance(self, done: int) -> None:
         """Move the bar."""
@@ -133,10 +142,10 @@ class ProgressView:
             self.progress.update(self.task, completed=done)
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """Show the newest figures beside the bar, or as a line of their own."""
+        """Show the newest figures below the bar, or as a line of their own."""
         shown = [text.format(_short(row[name])) for name, text in SHOWN.items() if name in row]
         if self.task is not None and not self.progress.disable:
-            self.progress.update(self.task, figures="  ".join(shown))
+            self.progress.figures = "  ".join(shown)
         elif self.enabled:
             place = f"{row['phase']} {row['phase_step']}/{row['phase_steps']}"
             left = f"  left {_clock(row['seconds_left'])}"
