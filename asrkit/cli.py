@@ -246,11 +246,19 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _synthesise(options: argparse.Namespace) -> Path:
+    from rich.progress import Progress
+
     from asrkit.data.mini import MiniConfig, synthesise
 
     corpus_dir = options.corpus_dir or options.output_dir / "corpus"
-    console.print(f"synthesising speech with espeak-ng into {corpus_dir}", highlight=False, soft_wrap=True)
-    return synthesise(MiniConfig(seed=options.seed), corpus_dir)
+    console.print(f"speech by espeak-ng goes to {corpus_dir}", highlight=False, soft_wrap=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task("speakers", total=None)
+        return synthesise(
+            MiniConfig(seed=options.seed),
+            corpus_dir,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _train(options: argparse.Namespace) -> int:
