@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 import asrkit
+from asrkit.commands import decode as decode_command
+from asrkit.commands import lm as lm_command
 from asrkit.errors import AsrkitError
 
 console = Console(stderr=False)
@@ -90,11 +92,9 @@ def _parser() -> Parser:
         "decode",
         _decode,
         "recognise prepared sets and write results.json",
-        "asrkit decode --model exp/finetune --data data/mini --sets dev-clean test-clean",
+        "asrkit decode --model exp/finetune --data data/mini --sets test-clean --lm lm.arpa --tune-on dev-clean",
     )
-    decode.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    decode.add_argument("--data", required=True, type=Path, metavar="DATA", help="prepared data")
-    decode.add_argument("--sets", required=True, nargs="+", metavar="SET", help="sets to decode")
+    decode_command.add(decode)
     _add_model_options(decode)
 
     score = _add(
@@ -144,6 +144,19 @@ def _parser() -> Parser:
     )
     results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
     results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+    language_model = _add(
+        commands, "lm", _lm, "make n-gram language models", "asrkit lm train text.txt --output lm.arpa"
+    )
+    kinds = language_model.add_subparsers(title="actions", metavar="ACTION", required=True)
+    lm_command.add(
+        _add(
+            kinds,
+            "train",
+            _lm,
+            "estimate a model (modified Kneser-Ney) and write it as ARPA, which KenLM reads",
+            "asrkit lm train --data data/mini --sets train-clean-100 --order 4 --output exp/lm.arpa",
+        )
+    )
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
@@ -280,16 +293,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from asrkit.inference.decode import decode_set
-    from asrkit.inference.recogniser import load
-    from asrkit.text.wer import table
+    return decode_command.run(options, console)
 
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    for name in options.sets:
-        result, scored = decode_set(recogniser, options.data, name)
-        speed = result.audio_seconds / max(result.seconds, 1e-9)
-        console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
-    return 0
+
+def _lm(options: argparse.Namespace) -> int:
+    return lm_command.run(options, console)
 
 
 def _score(options: argparse.Namespace) -> int:
