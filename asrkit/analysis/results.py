@@ -228,7 +228,8 @@ def _origin(results: Sequence[Result]) -> str:
     """Return a line that names seeds, updates, hardware and commits behind a table."""
 
     def named(key: str) -> str:
-        return ", ".join(_escape(str(v)) for v in dict.fromkeys(r.values.get(key) for r in results) if v is not None)
+        values = [result.values.get(key) for result in results]
+        return ", ".join(dict.fromkeys(_escape(str(value)) for value in values if value is not None))
 
     seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results}))
     facts = {"Seeds" if "," in seeds else "Seed": seeds, "decoded on": named("hardware"), "commit": named("commit")}
