@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 import asrkit
+from asrkit.commands import decode as decode_command
+from asrkit.commands import lm as lm_command
+from asrkit.commands import score as score_command
+from asrkit.commands.screen import console
+from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
-
-console = Console(stderr=False)
-errors = Console(stderr=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,10 +24,6 @@ class Parser(argparse.ArgumentParser):
         """Print the mistake and how to see the usage, and exit with status 2."""
         _print_error(f"{message} (see {self.prog} --help)")
         sys.exit(2)
-
-
-def _print_error(message: object) -> None:
-    errors.print(f"asrkit: error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,23 +86,13 @@ def _parser() -> Parser:
         "decode",
         _decode,
         "recognise prepared sets and write results.json",
-        "asrkit decode --model exp/finetune --data data/mini --sets dev-clean test-clean",
+        "asrkit decode --model exp/finetune --data data/mini --sets test-clean --lm lm.arpa --tune-on dev-clean",
     )
-    decode.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    decode.add_argument("--data", required=True, type=Path, metavar="DATA", help="prepared data")
-    decode.add_argument("--sets", required=True, nargs="+", metavar="SET", help="sets to decode")
+    decode_command.add(decode)
     _add_model_options(decode)
 
-    score = _add(
-        commands,
-        "score",
-        _score,
-        "compare hypotheses with references",
-        "asrkit score ref.trans.txt hyp.trans.txt",
-    )
-    score.add_argument("reference", type=Path, metavar="REF.txt", help="lines of `ID TEXT`")
-    score.add_argument("hypothesis", type=Path, metavar="HYP.txt", help="lines of `ID TEXT`")
-    score.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances to show")
+    summary = "compare hypotheses with references"
+    score_command.add(_add(commands, "score", score_command.run, summary, "asrkit score ref.trans.txt hyp.trans.txt"))
 
     transcribe = _add(
         commands,
@@ -118,6 +104,45 @@ def _parser() -> Parser:
     transcribe.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
     transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
     _add_model_options(transcribe)
+
+    report = _add(
+        commands,
+        "report",
+        _report,
+        "write one HTML page about experiments: curves, results, errors, utterances to hear",
+        "asrkit report exp/a exp/b --output report.html",
+    )
+    report.add_argument("experiments", nargs="+", type=Path, metavar="EXP", help="experiment folders")
+    report.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    report.add_argument("--title", default="", help="its title (the experiments' names)")
+    report.add_argument("--utterances", type=int, default=20, metavar="N", help="worst ones with audio per decoding")
+    report.add_argument("--megabytes", type=float, default=24, metavar="MB", help="most that audio may add (24)")
+    report.add_argument("--device", default="auto", help="where posteriors are computed: auto, cpu, cuda or cuda:K")
+    report.add_argument("--watch", action="store_true", help="write it again whenever something changes")
+    report.add_argument("--every", type=float, default=5, metavar="SECONDS", help="how often --watch looks (5)")
+
+    results = _add(
+        commands,
+        "results",
+        _results,
+        "put the results of many decodings into tables, means over seeds",
+        "asrkit results exp examples/librispeech/results --output RESULTS.md",
+    )
+    results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
+    results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+    language_model = _add(
+        commands, "lm", _lm, "make n-gram language models", "asrkit lm train text.txt --output lm.arpa"
+    )
+    kinds = language_model.add_subparsers(title="actions", metavar="ACTION", required=True)
+    lm_command.add(
+        _add(
+            kinds,
+            "train",
+            _lm,
+            "estimate a model (modified Kneser-Ney) and write it as ARPA, which KenLM reads",
+            "asrkit lm train --data data/mini --sets train-clean-100 --order 4 --output exp/lm.arpa",
+        )
+    )
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
@@ -220,11 +245,19 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _synthesise(options: argparse.Namespace) -> Path:
+    from rich.progress import Progress
+
     from asrkit.data.mini import MiniConfig, synthesise
 
     corpus_dir = options.corpus_dir or options.output_dir / "corpus"
-    console.print(f"synthesising speech with espeak-ng into {corpus_dir}", highlight=False, soft_wrap=True)
-    return synthesise(MiniConfig(seed=options.seed), corpus_dir)
+    console.print(f"speech by espeak-ng goes to {corpus_dir}", highlight=False, soft_wrap=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task("speakers", total=None)
+        return synthesise(
+            MiniConfig(seed=options.seed),
+            corpus_dir,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -246,24 +279,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from asrkit.inference.decode import decode_set
-    from asrkit.inference.recogniser import load
-    from asrkit.text.wer import table
-
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    for name in options.sets:
-        result, scored = decode_set(recogniser, options.data, name)
-        speed = result.audio_seconds / max(result.seconds, 1e-9)
-        console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
-    return 0
+    return decode_command.run(options, console)
 
 
-def _score(options: argparse.Namespace) -> int:
-    from asrkit.text.wer import read_transcripts, score, table
-
-    scored = score(read_transcripts(options.reference), read_transcripts(options.hypothesis))
-    console.print(table(scored, worst=options.worst))
-    return 0
+def _lm(options: argparse.Namespace) -> int:
+    return lm_command.run(options, console)
 
 
 def _transcribe(options: argparse.Namespace) -> int:
@@ -278,6 +298,31 @@ def _transcribe(options: argparse.Namespace) -> int:
         else:
             print(f"{path}\t{outcome}", flush=True)  # rich would turn the tab into spaces
     return 2 if failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from asrkit.analysis import report
+
+    config = report.ReportConfig(options.title, options.utterances, options.megabytes, options.device)
+    if options.watch:
+        console.print(f"watching, {options.output} follows; stop with Ctrl-C", markup=False, soft_wrap=True)
+        report.watch(options.experiments, options.output, config, options.every)
+    else:
+        report.write_report(options.experiments, options.output, config)
+    size = options.output.stat().st_size / 1e6
+    console.print(f"{options.output}, {size:.1f} MB: open it in a browser", markup=False, soft_wrap=True)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from asrkit.analysis import results
+
+    found = results.collect(options.folders)
+    for table in results.rich_tables(found):
+        console.print(table)
+    if options.output is not None:
+        results.write_results(options.output, results.markdown(found))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -165,6 +165,7 @@ def test_all_stages_in_order(project: Project) -> None:
         "decode --model exp/a/finetune_1h --data data/mini --sets dev-clean test-clean",
         "score exp/a/finetune_1h/decode/dev-clean/greedy/ref.trans.txt "
         "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt --worst 0",
+        "report exp/a/finetune_1h exp/a/pretrain --output exp/a/finetune_1h/report.html",
     ]
     table = (project.folder / "exp/a/finetune_1h/results.txt").read_text()
     assert "12.34" in table
@@ -174,7 +175,7 @@ def test_all_stages_in_order(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "calls"),
-    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 1)],
+    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 2)],
 )
 def test_each_stage_runs_alone(project: Project, stage: int, calls: int) -> None:
     assert project.run(*ALL).returncode == 0

@@ -1,6 +1,6 @@
 """A trained experiment as a function from audio to text.
 
-Shapes: N batch, S samples.
+Shapes: N batch, S samples, T frames, V units (with blank).
 """
 
 from __future__ import annotations
@@ -55,6 +55,18 @@ class Recogniser:
         with torch.inference_mode(), autocast(self.device, self.precision):
             sequences = self.method.hypotheses(batch.to(self.device))
         return [self.units.decode(sequence) for sequence in sequences]
+
+    def log_probs(self, batch: Batch) -> list[np.ndarray]:
+        """Return each utterance's natural log-probabilities of the units, float32 (T, V)."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            scores, frames = self.method.log_probs(batch.to(self.device))
+        host = scores.cpu().numpy()
+        return [host[row, :count] for row, count in enumerate(frames)]
+
+    @property
+    def frame_rate(self) -> float:
+        """Encoder frames per second."""
+        return float(self.method.encoder.frame_rate)
 
     def transcribe(self, wave: np.ndarray | torch.Tensor, sample_rate: int) -> str:
         """Return the text of one recording of any length and sample rate.

@@ -28,6 +28,7 @@ from asrkit.training.checkpoint import Checkpoints, load
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
 from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
 from asrkit.training.engine import TrainingEngine, choose_device
+from asrkit.training.environment import store_environment
 from asrkit.training.log import ProgressView, logging_to
 from asrkit.training.loop import Interrupted, Trainer, load_weights, seed_generators
 from asrkit.training.optimiser import Optimiser
@@ -165,6 +166,8 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         return True
     ranks.barrier()
     _set_threads(config.training.threads, engine)
+    if ranks.is_first:
+        store_environment(exp_dir, engine.device, ranks.world_size)
     units = Units.load(exp_dir / "units") if _needs_units(config) else None
     seed_generators([config.seed])
     method = build_method(config, units)

@@ -229,7 +229,7 @@ class Trainer:
         figures = self._summed(totals.values)
         name, direction = self.method.selection
         value = figures[name] if direction == "min" else -figures[name]
-        improved = value == value and (self.best is None or value < self.best)
+        improved = value == value and (self.best is None or value <= self.best)
         if self.metrics is not None:
             self.metrics.write(
                 {

@@ -321,7 +321,7 @@ if begin 5 "decoding" "$data_dir, $tuned" "$tuned/decode"; then
     finish 5
 fi
 
-if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt"; then
+if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt, report.html"; then
     agree "$tuned" "${tune_settings[@]}"
     compgen -G "$tuned/decode/*/*/results.json" >/dev/null || die "$tuned/decode holds no results (run stage 5)"
     for result in "$tuned"/decode/*/*/results.json; do
@@ -330,5 +330,8 @@ if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt"; then
         asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt" --worst 0
     done
     python "$root/examples/librispeech/table.py" "$tuned"
+    shown=("$tuned")
+    if [ -z "$init" ] && [ -f "$pretrained/config.yaml" ]; then shown+=("$pretrained"); fi
+    asrkit report "${shown[@]}" --output "$tuned/report.html"
     finish 6
 fi

@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_folder_holds_what_is_promised(tuned: Path) -> None:
     assert {path.name for path in tuned.iterdir()} - {".lock"} == {
-        "config.yaml", "recipe", "units", "checkpoints", "metrics.jsonl", "tensorboard", "train.log"
+        "config.yaml", "environment.json", "recipe", "units", "checkpoints", "metrics.jsonl", "tensorboard", "train.log"
     }  # fmt: skip
     experiment = open_experiment(tuned)
     assert experiment.recipe == "pretrain+finetune"

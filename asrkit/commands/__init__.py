@@ -1,0 +1,1 @@
+"""Commands with many flags, one file each: `add` states them, `run` acts on them."""
