@@ -22,7 +22,7 @@ class BeamConfig:
     """Readings that are returned."""
     threshold: float = 50.0
     """Prefixes whose score is so much below the best one's are dropped."""
-    token_floor: float = -7.0
+    token_floor: float = -12.0
     """Units with a lower log-probability in a frame are not tried there (built-in decoder)."""
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asrkit.decoding import flashlight
@@ -48,23 +48,27 @@ class DecoderChoice:
             raise AsrkitError("--lexicon lm needs a language model", mend="give --lm FILE")
 
 
-def resolve(choice: DecoderChoice, units: Units, nbest: int) -> str:
-    """Return the decoder's name for a choice that may be `auto`."""
+def resolve(choice: DecoderChoice, units: Units, nbest: int) -> DecoderChoice:
+    """Return the choice with `auto` replaced by the decoder that it stands for.
+
+    Where that would be flashlight with a word n-gram, but flashlight is missing, the built-in decoder keeps to the
+    n-gram's words too, so that results depend little on what is installed.
+    """
     if choice.decoder != "auto":
-        return choice.decoder
+        return choice
     if choice.lm is None and choice.lexicon is None and nbest == 1:
-        return "greedy"
-    if units.kind == "char" and units.boundary is not None:
-        fits = True
-    else:
-        fits = (
-            units.kind != "phone" and choice.lexicon is None and (choice.lm is None or _is_unit_level(choice.lm, units))
-        )
-    return "flashlight" if fits and flashlight.available() else "beam"
+        return replace(choice, decoder="greedy")
+    unit_level = choice.lm is not None and _is_unit_level(choice.lm, units)
+    bounded = units.kind == "char" and units.boundary is not None
+    free = choice.lexicon is None and (choice.lm is None or unit_level) and units.kind != "phone"
+    if (bounded or free) and flashlight.available():
+        return replace(choice, decoder="flashlight")
+    closed = bounded and choice.lm is not None and not unit_level and choice.lexicon is None
+    return replace(choice, decoder="beam", lexicon=LEXICON_OF_LM if closed else choice.lexicon)
 
 
 def make_decoder(choice: DecoderChoice, units: Units, frame_rate: float, config: BeamConfig) -> Decoder:
-    """Return the decoder.
+    """Return the decoder of a choice.
 
     A word n-gram in flashlight implies a lexicon of the n-gram's words; the built-in decoder then takes any word, unless
     a lexicon is given or the units are phones.
@@ -72,7 +76,8 @@ def make_decoder(choice: DecoderChoice, units: Units, frame_rate: float, config:
     Raises:
         AsrkitError: if the decoder cannot do it, or a file is no good.
     """
-    name = resolve(choice, units, config.nbest)
+    choice = resolve(choice, units, config.nbest)
+    name = choice.decoder
     if name == "greedy":
         return GreedyDecoder(units, frame_rate)
     vocabulary, unit_level = None, False

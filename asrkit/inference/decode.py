@@ -94,14 +94,15 @@ class SetDecoder:
         self.data_dir = data_dir
         self.console = console or Console(quiet=True)
         deep = _RESCORED if options.rescore and options.nbest is None else options.nbest or 1
-        name = resolve(options.choice, recogniser.units, deep)
+        choice = resolve(options.choice, recogniser.units, deep)
+        name = choice.decoder
         if name == "greedy" and (options.tune_on or options.rescore or options.given):
             raise AsrkitError(
                 "greedy decoding has one reading and no weights", mend="give --lm FILE, or --decoder beam"
             )
-        self.options = replace(options, choice=replace(options.choice, decoder=name))
+        self.options = replace(options, choice=choice)
         self.readings = 1 if name == "greedy" else deep
-        lm, lexicon = self.options.choice.lm, self.options.choice.lexicon
+        lm, lexicon = choice.lm, choice.lexicon
         self.conditions = tuning.Conditions(
             decoder=name,
             lm=_stem(lm) if lm else None,

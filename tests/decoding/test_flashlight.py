@@ -85,7 +85,7 @@ def test_a_model_of_letters(tmp_path: Path) -> None:
     fast, plain = (make_decoder(DecoderChoice(name, path), UNITS, 50.0, config) for name in ("flashlight", "beam"))
     assert isinstance(plain, PrefixBeamDecoder)
     assert plain.unit_level
-    assert resolve(DecoderChoice("auto", path), UNITS, 1) == choice.decoder
+    assert resolve(DecoderChoice("auto", path), UNITS, 1) == choice
     agree = 0
     for _ in range(20):
         scores = random_scores(rng, 8, len(UNITS), sharpness=3.0)
@@ -123,7 +123,7 @@ def test_what_flashlight_cannot_do_is_told(lm: Path, tmp_path: Path) -> None:
         make_decoder(DecoderChoice("flashlight", lm), pieces, 50.0, BeamConfig())
     with pytest.raises(AsrkitError, match="word score"):
         make_decoder(DecoderChoice("flashlight"), UNITS, 50.0, BeamConfig(word_score=1.0))
-    assert resolve(DecoderChoice("auto", lm), pieces, 1) == "beam"
+    assert resolve(DecoderChoice("auto", lm), pieces, 1) == DecoderChoice("beam", lm)
     damaged = tmp_path / "damaged.arpa"
     damaged.write_text(lm.read_text().replace("ngram 2=", "ngram 2=9"))
     with pytest.raises(AsrkitError, match="KenLM cannot read"):

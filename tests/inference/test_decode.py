@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from asrkit import cli
+from asrkit.config import from_dict
+from asrkit.data.collate import Example, collate
 from asrkit.decoding import flashlight
 from asrkit.decoding.factory import DecoderChoice
+from asrkit.decoding.greedy import GreedyDecoder
 from asrkit.errors import AsrkitError
+from asrkit.inference import recogniser
 from asrkit.inference.decode import DecodeOptions, SetDecoder
 from asrkit.text.wer import read_transcripts
-from tests.inference.fakes import Mishearing, write_data, write_lm
+from asrkit.training.config import schema
+from asrkit.training.experiment import build_method
+from tests.inference.fakes import UNITS, Mishearing, write_data, write_lm
 
 WITH_FLASHLIGHT = pytest.param(
     "flashlight", marks=pytest.mark.skipif(not flashlight.available(), reason="flashlight-text is not installed")
@@ -48,7 +57,7 @@ def test_greedy_is_the_default(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["beam", WITH_FLASHLIGHT])
 def test_a_language_model_helps(data: Path, lm: Path, tmp_path: Path, name: str) -> None:
     greedy = decode(tmp_path, data)
-    result = decode(tmp_path, data, choice=DecoderChoice(name, lm), nbest=4, lm_weight=1.5)
+    result = decode(tmp_path, data, choice=DecoderChoice(name, lm), nbest=4, lm_weight=1.5, beam=25)
     assert result["wer"] < 0.7 * greedy["wer"]
     assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (name, "nouns", 1.5, 0.0)
     folder = tmp_path / "decode" / "test" / f"{name}-nouns"
@@ -79,7 +88,7 @@ def test_processes_change_nothing(data: Path, lm: Path, tmp_path: Path) -> None:
     written = []
     for jobs in (1, 2):
         folder = tmp_path / str(jobs)
-        decode(folder, data, choice=DecoderChoice("beam", lm), nbest=3, jobs=jobs, beam=20)
+        decode(folder, data, choice=DecoderChoice("beam", lm, "lm"), nbest=3, jobs=jobs, beam=20)
         files = sorted((folder / "decode" / "test" / "beam-nouns").glob("*.*[tl]"))
         written.append([path.read_text() for path in files])
     assert len(written[0]) == 3
@@ -119,3 +128,42 @@ def test_options_that_make_no_sense(data: Path, lm: Path, tmp_path: Path, option
 def test_a_missing_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(AsrkitError, match="no such language model"):
         DecoderChoice("beam", tmp_path / "none.arpa")
+
+
+def test_the_command(data: Path, lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(recogniser, "load", lambda folder, **_: Mishearing(folder))
+    common = ["decode", "--model", str(tmp_path), "--data", str(data), "--jobs", "1"]
+    lm_flags = ["--decoder", "beam", "--lm", str(lm), "--lexicon", "lm", "--beam", "10"]
+    assert cli.main([*common, "--sets", "dev", "test", *lm_flags, "--tune-on", "dev", "--trials", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "untuned" in shown
+    assert "test: finetune, beam-nouns" in shown
+    for name in ("dev", "test"):
+        result = json.loads((tmp_path / "decode" / name / "beam-nouns" / "results.json").read_text())
+        assert (result["tuned_on"], result["beam"], result["lexicon"]) == ("dev", 10, "lm")
+    for flags, says in (
+        ([], "nothing to decode"),
+        (["--tune-on", "test", *lm_flags], "never tuned on a test set"),
+        (["--sets", "none"], "not a prepared set"),
+    ):
+        assert cli.main([*common, *flags]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_unit_scores_are_those_of_the_hypotheses_whatever_the_batch() -> None:
+    encoder = {"frontend": "logmel", "layers": 1, "dim": 16, "ffn_dim": 16, "heads": 2, "positions": "rotary"}
+    shape = {**encoder, "blocks": "conformer", "conv_kernel": 5, "logmel": {"bins": 16, "channels": 4}}
+    torch.manual_seed(0)
+    method = build_method(from_dict(schema("finetune"), {"method": "finetune", "encoder": shape}), UNITS).eval()
+    rng = np.random.default_rng(0)
+    waves = [rng.standard_normal(samples).astype(np.float32) for samples in (16_000, 7_000, 11_000)]
+    batch = collate([Example(str(n), wave) for n, wave in enumerate(waves)], epoch=0)
+    with torch.inference_mode():
+        scores, frames = method.log_probs(batch)
+        hypotheses = method.hypotheses(batch)
+        alone = [method.log_probs(collate([Example("x", wave)], epoch=0))[0][0] for wave in waves]
+    torch.testing.assert_close(scores.logsumexp(-1), torch.zeros(scores.shape[:2]), atol=1e-5, rtol=0)
+    for row, count in enumerate(frames):
+        torch.testing.assert_close(scores[row, :count], alone[row], atol=1e-4, rtol=1e-4)
+        (greedy,) = GreedyDecoder(UNITS, 25.0).search(scores[row, :count].numpy())
+        assert list(greedy.units) == hypotheses[row]
