@@ -133,7 +133,7 @@ ALL = ["--exp-dir", "exp/a", "--subset", "1h"]
         (["--method", "wav2vec_s"], "--method wav2vec_s: not one of finetune"),
         (["--method", "pretrain"], "--method pretrain: not one of finetune"),
         (["--method", "model"], "--method model: not one of finetune"),
-        (["--source", "100h"], "the method finetune does not have"),
+        (["--source", "100h"], "the method finetune has labels of --subset only"),
         (["--size", "large"], "--size large: not one of mini"),
         (["--seed", "one"], "--seed one: not a whole number"),
         (["--nproc", "0"], "--nproc 0: at least 1"),
