@@ -7,13 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 import asrkit
+from asrkit.commands import score
+from asrkit.commands.screen import console
+from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
-
-console = Console(stderr=False)
-errors = Console(stderr=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,10 +21,6 @@ class Parser(argparse.ArgumentParser):
         """Print the mistake and how to see the usage, and exit with status 2."""
         _print_error(f"{message} (see {self.prog} --help)")
         sys.exit(2)
-
-
-def _print_error(message: object) -> None:
-    errors.print(f"asrkit: error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,16 +71,8 @@ def _parser() -> Parser:
     decode.add_argument("--sets", required=True, nargs="+", metavar="SET", help="sets to decode")
     _add_model_options(decode)
 
-    score = _add(
-        commands,
-        "score",
-        _score,
-        "compare hypotheses with references",
-        "asrkit score ref.trans.txt hyp.trans.txt",
-    )
-    score.add_argument("reference", type=Path, metavar="REF.txt", help="lines of `ID TEXT`")
-    score.add_argument("hypothesis", type=Path, metavar="HYP.txt", help="lines of `ID TEXT`")
-    score.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances to show")
+    summary = "compare hypotheses with references"
+    score.configure(_add(commands, "score", score.run, summary, "asrkit score ref.trans.txt hyp.trans.txt"))
 
     transcribe = _add(
         commands,
@@ -235,14 +221,6 @@ def _decode(options: argparse.Namespace) -> int:
         result, scored = decode_set(recogniser, options.data, name)
         speed = result.audio_seconds / max(result.seconds, 1e-9)
         console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
-    return 0
-
-
-def _score(options: argparse.Namespace) -> int:
-    from asrkit.text.wer import read_transcripts, score, table
-
-    scored = score(read_transcripts(options.reference), read_transcripts(options.hypothesis))
-    console.print(table(scored, worst=options.worst))
     return 0
 
 

@@ -23,7 +23,7 @@ FLOORS = (
     ("methods",),
     ("training",),
     ("inference", "analysis", "interop"),
-    ("cli", "__main__"),
+    ("commands", "cli", "__main__"),
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 

@@ -1,0 +1,18 @@
+"""What every command writes to."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console(stderr=False)
+errors = Console(stderr=True)
+
+
+def print_error(message: object) -> None:
+    """Print a mistake in one line."""
+    errors.print(f"asrkit: error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plain(text: str) -> None:
+    """Print text for other programs: as it is, however wide."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
