@@ -124,6 +124,12 @@ class Units:
         """Index of each symbol."""
         return {symbol: i for i, symbol in enumerate(self.symbols)}
 
+    @cached_property
+    def silent(self) -> tuple[int, ...]:
+        """Indices that stand for no text: the blank first, then markers of other toolkits' dictionaries."""
+        markers = (i for i, symbol in enumerate(self.symbols) if symbol in _SILENT and i != self.blank)
+        return (self.blank, *markers)
+
     def encode(self, text: str) -> list[int]:
         """Return the unit indices of a text.
 
@@ -144,7 +150,7 @@ class Units:
 
     def decode(self, indices: Iterable[int]) -> str:
         """Return the text of unit indices that are collapsed already: repeats are kept, blanks say nothing."""
-        spoken = [self.symbols[i] for i in indices if i != self.blank and self.symbols[i] not in _SILENT]
+        spoken = [self.symbols[i] for i in indices if i not in self.silent]
         joined = (" " if self.kind == "phone" else "").join(spoken)
         if self.boundary is not None:
             joined = joined.replace(self.boundary, " ")
