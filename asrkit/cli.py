@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
-from asrkit.commands import score
+from asrkit.commands import score, transcribe
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
@@ -74,16 +74,11 @@ def _parser() -> Parser:
     summary = "compare hypotheses with references"
     score.configure(_add(commands, "score", score.run, summary, "asrkit score ref.trans.txt hyp.trans.txt"))
 
-    transcribe = _add(
-        commands,
-        "transcribe",
-        _transcribe,
-        "write the text of audio files",
-        "asrkit transcribe --model exp/finetune talk.flac interview.wav",
-    )
-    transcribe.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
-    _add_model_options(transcribe)
+    summary = "write the text of recordings"
+    example = "asrkit transcribe --model exp/finetune talk.flac interviews/ --format srt --output subtitles"
+    transcribe_parser = _add(commands, "transcribe", transcribe.run, summary, example)
+    transcribe.configure(transcribe_parser)
+    _add_model_options(transcribe_parser)
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
@@ -222,20 +217,6 @@ def _decode(options: argparse.Namespace) -> int:
         speed = result.audio_seconds / max(result.seconds, 1e-9)
         console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
     return 0
-
-
-def _transcribe(options: argparse.Namespace) -> int:
-    from asrkit.inference.recogniser import load, transcribe_files
-
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    failed = 0
-    for path, outcome in transcribe_files(recogniser, options.audio):
-        if isinstance(outcome, AsrkitError):
-            failed += 1
-            _print_error(outcome)
-        else:
-            console.print(f"{path}\t{outcome}", markup=False, highlight=False, soft_wrap=True)
-    return 2 if failed else 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -14,11 +14,14 @@ from asrkit.core.phase import Phase
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
+from asrkit.nn.encoder import Encoder
 
 
 class Method(nn.Module, ABC):
     """Encoder, heads, and the rule by which they learn. Its weights are its `state_dict`."""
 
+    encoder: Encoder
+    """What all heads build on."""
     selection: tuple[str, str] = ("loss", "min")
     """The validation metric by which `best` is chosen, and its direction: "min" or "max"."""
 
@@ -53,6 +56,16 @@ class Method(nn.Module, ABC):
             AsrkitError: if the method has no supervised head.
         """
         raise AsrkitError("this experiment has no recogniser yet", mend="fine-tune it first: asrkit train … init=THIS")
+
+    def log_probs(self, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Return natural log-probabilities of the units, float32 (N, T, V), and the frames of each utterance.
+
+        What beam search decodes; call it in evaluation mode.
+
+        Raises:
+            AsrkitError: if the method has no supervised head, or one that gives no scores per frame.
+        """
+        raise AsrkitError("this experiment has no unit scores to search in", mend="decode it with --decoder greedy")
 
     def inherit(self, weights: Mapping[str, torch.Tensor], keep_head: bool) -> list[str]:
         """Take over another experiment's weights where the method has a use for them: the encoder's, always.

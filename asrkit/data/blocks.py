@@ -153,7 +153,11 @@ def read_blocks(
         if read == 0:
             raise AsrkitError("the audio is empty", where=where)
         # A tenth of a second is what headers of lossy formats may be wrong by. Pipes' headers say nothing.
-        if not isinstance(source, PipeFile) and file.frames < _UNKNOWN_FRAMES and file.frames - read > file.samplerate // 10:
+        if (
+            not isinstance(source, PipeFile)
+            and file.frames < _UNKNOWN_FRAMES
+            and file.frames - read > file.samplerate // 10
+        ):
             raise AsrkitError(f"damaged audio: it ends after {read / file.samplerate:.1f} s", where=where)
         if len(found := resampler.finish()):
             yield found

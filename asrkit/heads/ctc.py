@@ -114,6 +114,10 @@ class CTCHead(SupervisedHead):
         """Return each utterance's greedily decoded unit indices; one copy to the host."""
         return to_lists(*greedy(self.logits(encoded.states), encoded.lengths, self.blank))
 
+    def log_probs(self, encoded: Encoded) -> Tensor:
+        """Return natural log-probabilities of the units, float32 (N, T, V)."""
+        return self.logits(encoded.states).float().log_softmax(-1)
+
 
 def _transcripts(batch: Batch) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
     if batch.targets is None or batch.target_lengths is None:

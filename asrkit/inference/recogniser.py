@@ -1,27 +1,23 @@
 """A trained experiment as a function from audio to text.
 
-Shapes: N batch, S samples.
+Shapes: N batch, S samples, T frames, V units (with blank).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asrkit.data.audio import load_file, resample
+from asrkit.data.audio import resample
 from asrkit.data.batch import Batch
-from asrkit.data.collate import Example, collate
-from asrkit.data.pauses import cut_at_pauses
 from asrkit.errors import AsrkitError
+from asrkit.inference.transcribe import Source, transcribe
+from asrkit.inference.transcript import Transcript
+from asrkit.nn.encoder import SAMPLE_RATE
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
-
-SAMPLE_RATE = 16_000
-LONGEST_PIECE = 25.0
-"""Seconds; longer audio is cut at pauses and recognised piece by piece."""
 
 
 class Recogniser:
@@ -45,6 +41,7 @@ class Recogniser:
         if self.experiment.units is None:
             raise AsrkitError("this experiment has no recogniser", where=folder, mend="fine-tune from it first")
         self.units = self.experiment.units
+        self.sample_rate = self.experiment.config.data.sample_rate
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         method, self.update = self.experiment.method(checkpoint)
@@ -56,47 +53,63 @@ class Recogniser:
             sequences = self.method.hypotheses(batch.to(self.device))
         return [self.units.decode(sequence) for sequence in sequences]
 
+    def log_probs(self, batch: Batch) -> list[np.ndarray]:
+        """Return each utterance's natural log-probabilities of the units, float32 (T, V)."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            scores, frames = self.method.log_probs(batch.to(self.device))
+        host = scores.cpu().numpy()
+        return [host[row, :count] for row, count in enumerate(frames)]
+
+    @property
+    def frame_rate(self) -> float:
+        """Encoder frames per second."""
+        return float(self.method.encoder.frame_rate)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one encoder frame to the next."""
+        return round(SAMPLE_RATE / self.frame_rate)
+
     def transcribe(self, wave: np.ndarray | torch.Tensor, sample_rate: int) -> str:
         """Return the text of one recording of any length and sample rate.
 
         Args:
-            wave: samples in [-1, 1], of shape (S,), or (channels, S), which are averaged.
+            wave: samples in [-1, 1], or signed integers of any width, of shape (S,), or (channels, S), which are averaged.
             sample_rate: in Hz.
 
         Raises:
-            AsrkitError: if the wave is empty, not finite, or of another shape.
+            AsrkitError: if the wave is empty, not finite, or of another shape or type.
         """
-        samples = np.asarray(wave, dtype=np.float32)
-        if samples.ndim == 2:
-            samples = samples.mean(axis=0)
-        if samples.ndim != 1 or samples.size == 0:
-            raise AsrkitError(f"a wave of shape {tuple(samples.shape)}", mend="(samples,) or (channels, samples)")
-        if not np.isfinite(samples).all():
-            raise AsrkitError("the wave has values that are not finite numbers")
-        pieces = split(resample(samples, sample_rate, SAMPLE_RATE))
-        texts = [self.texts(collate([Example("wave", piece)], epoch=0))[0] for piece in pieces]
-        return " ".join(text for text in texts if text)
+        return self.transcript(wave, sample_rate).text
+
+    def transcript(self, wave: np.ndarray | torch.Tensor, sample_rate: int) -> Transcript:
+        """Return the text of one recording with its words in time; arguments and errors as for `transcribe`."""
+        samples = _mono(wave)
+        if sample_rate <= 0:
+            raise AsrkitError(f"a sample rate of {sample_rate}", mend="samples per second, such as 16000")
+        samples = resample(samples, sample_rate, self.sample_rate)
+        ((_, found),) = transcribe(self, [Source("wave", lambda: iter([samples]))])
+        if isinstance(found, AsrkitError):
+            raise found
+        return found
 
 
-def split(wave: np.ndarray) -> list[np.ndarray]:
-    """Cut a wave (S,) at 16 kHz into pieces of at most `LONGEST_PIECE` seconds, at its quietest places."""
-    hop = SAMPLE_RATE // 100
-    whole = wave[: len(wave) // hop * hop].reshape(-1, hop)
-    ends = cut_at_pauses(np.square(whole).mean(axis=1), hop, 0, len(wave), round(LONGEST_PIECE * SAMPLE_RATE))
-    return np.split(wave, ends[:-1])
+def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return a wave in [-1, 1], float32 (S,), of samples (S,) or (channels, S), floats or signed integers."""
+    array = wave.detach().cpu().numpy() if isinstance(wave, torch.Tensor) else np.asarray(wave)
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise AsrkitError(f"a wave of shape {array.shape}", mend="(samples,) or (channels, samples)")
+    if array.ndim == 2 and array.shape[0] > array.shape[1]:
+        raise AsrkitError(f"a wave of {array.shape[0]} channels", mend="transpose it: (channels, samples)")
+    if array.dtype.kind not in "fi":
+        raise AsrkitError(f"a wave of type {array.dtype}", mend="floats in [-1, 1], or signed integers")
+    scale = -float(np.iinfo(array.dtype).min) if array.dtype.kind == "i" else 1.0
+    samples = (array.mean(axis=0) if array.ndim == 2 else array).astype(np.float32) / np.float32(scale)
+    if not np.isfinite(samples).all():
+        raise AsrkitError("the wave has values that are not finite numbers")
+    return samples
 
 
 def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", checkpoint: str = "best") -> Recogniser:
     """Return a recogniser of an experiment; see `Recogniser`."""
     return Recogniser(Path(folder), device=device, precision=precision, checkpoint=checkpoint)
-
-
-def transcribe_files(recogniser: Recogniser, paths: Sequence[Path]) -> list[tuple[Path, str | AsrkitError]]:
-    """Return the text of each file, or what is wrong with it; one bad file does not stop the others."""
-    results: list[tuple[Path, str | AsrkitError]] = []
-    for path in paths:
-        try:
-            results.append((path, recogniser.transcribe(load_file(path, SAMPLE_RATE), SAMPLE_RATE)))
-        except AsrkitError as error:
-            results.append((path, error))
-    return results

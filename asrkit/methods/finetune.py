@@ -122,3 +122,8 @@ class Finetune(Method):
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """See `Method.hypotheses`."""
         return self.ctc.hypotheses(encode(self.encoder, batch))
+
+    def log_probs(self, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """See `Method.log_probs`."""
+        encoded = encode(self.encoder, batch)
+        return self.ctc.log_probs(encoded), tuple(encoded.host_lengths)

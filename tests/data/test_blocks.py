@@ -59,7 +59,9 @@ def flac_of_unknown_length(wave: np.ndarray) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac", "aiff", "au", "flac of unknown length", "wav of unknown length", "raw"])
+@pytest.mark.parametrize(
+    "kind", ["wav", "flac", "aiff", "au", "flac of unknown length", "wav of unknown length", "raw"]
+)
 def test_pipes_are_read_as_they_fill(kind: str) -> None:
     wave = soundfile.read(io.BytesIO(flac_of_unknown_length(noise(80_000))), frames=79_000, dtype="float32")[0]
     file = io.BytesIO()
