@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
-from asrkit.commands import score, transcribe
+from asrkit.commands import align, score, transcribe
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
@@ -79,6 +79,12 @@ def _parser() -> Parser:
     transcribe_parser = _add(commands, "transcribe", transcribe.run, summary, example)
     transcribe.configure(transcribe_parser)
     _add_model_options(transcribe_parser)
+
+    summary = "find when the words and characters of a known text are spoken"
+    example = "asrkit align --model exp/finetune --audio talk.flac --text talk.txt --format textgrid --output aligned"
+    align_parser = _add(commands, "align", align.run, summary, example)
+    align.configure(align_parser)
+    _add_model_options(align_parser)
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser

@@ -37,7 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the audio is raw: 16 kHz, one channel, s16le")
     size = parser.add_argument_group("size")
     size.add_argument("--batch-seconds", type=float, metavar="S", help="audio recognised at once (cpu 60, cuda 480)")
-    size.add_argument("--chunk-seconds", type=float, metavar="S", help="longer recordings are divided (30)")
+    size.add_argument(
+        "--chunk-seconds",
+        type=float,
+        metavar="S",
+        help="longer recordings are divided, at pauses if there are any (the longest utterance in training, at most 30)",
+    )
     stream = parser.add_argument_group("streaming")
     stream.add_argument(
         "--stream",
@@ -60,7 +65,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _files(recogniser: Recogniser, options: argparse.Namespace) -> int:
-    from asrkit.inference.chunking import CHUNK_SECONDS, CONTEXT_SECONDS
     from asrkit.inference.subtitles import SUFFIXES, render
     from asrkit.inference.transcribe import transcribe
 
@@ -69,15 +73,8 @@ def _files(recogniser: Recogniser, options: argparse.Namespace) -> int:
         sources, places = _sources(options, recogniser.sample_rate, spool)
         if options.output is None and options.format not in ("text", "json") and len(sources) > 1:
             raise AsrkitError(f"{len(sources)} recordings as {options.format}", mend="say where with --output DIR")
-        chunk = CHUNK_SECONDS if options.chunk_seconds is None else options.chunk_seconds
-        results = transcribe(
-            recogniser,
-            sources,
-            batch_seconds=options.batch_seconds,
-            chunk_seconds=chunk,
-            context_seconds=min(CONTEXT_SECONDS, chunk / 8),
-        )
-        for name, found in results:
+        limits = {"batch_seconds": options.batch_seconds, "chunk_seconds": options.chunk_seconds}
+        for name, found in transcribe(recogniser, sources, **limits):
             if isinstance(found, AsrkitError):
                 failed += 1
                 print_error(found)

@@ -19,14 +19,17 @@ import numpy as np
 
 from asrkit.decoding.timestamps import Word
 from asrkit.errors import AsrkitError
+from asrkit.inference.chunking import trim_silence
+from asrkit.inference.transcribe import longest_heard
 
 if TYPE_CHECKING:
     from asrkit.inference.recogniser import Recogniser
 
-PAUSE = 0.7
+PAUSE = 0.5
 """Seconds without a word that make what came before final."""
 MARGIN = 0.8
 """Seconds that a word must be over before it may stay: what follows may still change it."""
+_EDGE = 0.08
 LONGEST = 20.0
 """Seconds of speech that are recognised at once."""
 
@@ -90,8 +93,16 @@ class Streamer:
     @classmethod
     def of(cls, recogniser: Recogniser, *, interval: float = 0.5) -> Streamer:
         """Return a streamer over a recogniser."""
-        rate = recogniser.sample_rate
-        return cls(lambda wave: recogniser.transcript(wave, rate).words, rate, interval=interval)
+        rate, step = recogniser.sample_rate, recogniser.frame_samples
+        longest = min(LONGEST, longest_heard(recogniser))
+
+        def recognise(wave: np.ndarray) -> tuple[Word, ...]:
+            # The pause that ends an utterance would otherwise be part of it: see `chunking`.
+            speech, before = trim_silence(wave, step, keep=max(2, round(_EDGE * rate / step)))
+            words = recogniser.transcript(speech, rate).words if len(speech) else ()
+            return tuple(moved(word, before / rate) for word in words)
+
+        return cls(recognise, rate, interval=interval, longest=longest)
 
     def push(self, samples: np.ndarray) -> Iterator[Update]:
         """Take audio (S,) and yield what it brings."""
@@ -135,10 +146,7 @@ class Streamer:
     def _listen(self) -> None:
         """Recognise the window; words that are stable stay as they are."""
         offset = self._begin / self._rate
-        heard = tuple(
-            replace(word, start=round(word.start + offset, 3), end=round(word.end + offset, 3))
-            for word in (self._recognise(self._window) if len(self._window) else ())
-        )
+        heard = [moved(word, offset) for word in (self._recognise(self._window) if len(self._window) else ())]
         kept = self._words[: self._stable]
         until = kept[-1].end if kept else -1.0
         self._words = kept + tuple(word for word in heard if (word.start + word.end) / 2 > until and word.end > until)
@@ -155,9 +163,7 @@ class Streamer:
         """Return how many words to make final in a stretch without a pause, and where to divide the audio."""
         words = self._words
         middle = self._begin / self._rate + self._longest / 2
-        gaps = [
-            (b.start - a.end, n) for n, (a, b) in enumerate(itertools.pairwise(words), 1) if b.start >= middle
-        ]
+        gaps = [(b.start - a.end, n) for n, (a, b) in enumerate(itertools.pairwise(words), 1) if b.start >= middle]
         if not gaps:
             return len(words), self._end
         _, count = max(gaps)
@@ -185,3 +191,8 @@ class Streamer:
         text = " ".join(word.text for word in words)
         start, end = (words[0].start, words[-1].end) if words else (self._end, self._end)
         return Update(text, stable, start, end, final, words)
+
+
+def moved(word: Word, seconds: float) -> Word:
+    """Return a word that is so much later."""
+    return replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,7 +103,7 @@ def _clock(seconds: float, point: str) -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{point}{thousandths:03d}"
 
 
-def textgrid(tiers: dict[str, Sequence[Word]], duration: float) -> str:
+def textgrid(tiers: Mapping[str, Sequence[Word]], duration: float) -> str:
     """Return interval tiers as Praat's TextGrid (long text format); what lies between words is an empty interval."""
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {duration:.6f}"]
     lines += ["tiers? <exists>", f"size = {len(tiers)}", "item []:"]

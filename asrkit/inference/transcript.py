@@ -6,8 +6,8 @@ Shapes: T frames, V units (with blank).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,10 +44,8 @@ class Path:
         return cls(best, np.take_along_axis(log_probs, best[:, None], 1)[:, 0] if len(log_probs) else best.astype("f4"))
 
     @classmethod
-    def join(cls, paths: list[Path]) -> Path:
-        """Return paths one after the other."""
-        if not paths:
-            return cls(np.zeros(0, np.int64), np.zeros(0, np.float32))
+    def join(cls, paths: Sequence[Path]) -> Path:
+        """Return paths, at least one, one after the other."""
         return cls(np.concatenate([p.units for p in paths]), np.concatenate([p.scores for p in paths]))
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
@@ -57,16 +55,33 @@ class Path:
         for begin, end in itertools.pairwise(bounds):
             yield int(self.units[begin]), begin, end
 
-    def transcript(self, units: Units, seconds_per_frame: float, duration: float) -> Transcript:
-        """Read the path as text with word times; no word ends behind ``duration`` seconds."""
+    def words(self, units: Units, seconds_per_frame: float, *, first: int = 0) -> list[Word]:
+        """Read the path as words in time, its first frame being the recording's frame ``first``."""
         runs = [run for run in self.runs() if run[0] not in units.silent]
         sequence = [unit for unit, _, _ in runs]
-        text = units.decode(sequence)
         peaks = [float(self.scores[begin:end].max()) for _, begin, end in runs]
         words = []
-        for spelt, (begin, end) in zip(text.split(), word_spans(units, sequence), strict=True):
+        for text, (begin, end) in zip(units.decode(sequence).split(), word_spans(units, sequence), strict=True):
             confidence = float(np.exp(np.mean(peaks[begin:end])))
-            start = min(runs[begin][1] * seconds_per_frame, duration)
-            stop = min(runs[end - 1][2] * seconds_per_frame, duration)
-            words.append(Word(spelt, round(start, 3), round(stop, 3), round(min(1.0, confidence), 4)))
-        return Transcript(text, tuple(words), duration)
+            start, stop = ((first + frame) * seconds_per_frame for frame in (runs[begin][1], runs[end - 1][2]))
+            words.append(Word(text, round(start, 3), round(stop, 3), round(min(1.0, confidence), 4)))
+        return words
+
+
+def read_transcript(
+    stretches: Iterable[tuple[int, Path]], units: Units, seconds_per_frame: float, duration: float
+) -> Transcript:
+    """Return the transcript of a recording.
+
+    Args:
+        stretches: its best path, divided where no word goes on, each part with its first frame.
+        units: what the path's indices mean.
+        seconds_per_frame: from one frame to the next.
+        duration: of the recording, in seconds; no word ends later.
+    """
+    words = [
+        replace(word, start=min(word.start, duration), end=min(word.end, duration))
+        for first, path in stretches
+        for word in path.words(units, seconds_per_frame, first=first)
+    ]
+    return Transcript(" ".join(word.text for word in words), tuple(words), duration)
