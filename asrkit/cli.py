@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
-from asrkit.commands import align, score, transcribe
+from asrkit.commands import align as align_command
+from asrkit.commands import decode as decode_command
+from asrkit.commands import lm as lm_command
+from asrkit.commands import score as score_command
+from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
@@ -30,14 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.run
         return command(options)
-    except AsrkitError as error:
-        _print_error(error)
-        return 2
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
         _print_error("interrupted")
         return 130
+    except AsrkitError as error:
+        if _is_first_to_fail():
+            _print_error(error)
+        return 2
+    except OSError as error:  # full disks, missing rights
+        if _is_first_to_fail():
+            where = f"{error.filename}: " if error.filename else ""
+            _print_error(f"{where}{error.strerror or error}")
+        return 2
+    except Exception:
+        if _is_first_to_fail():
+            raise
+        return 2
+
+
+def _is_first_to_fail() -> bool:
+    """Whether this process, of those that torchrun started, should tell what went wrong."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from asrkit.training.distributed import mistake_number
+
+    return mistake_number() == 1
 
 
 def _parser() -> Parser:
@@ -64,27 +88,72 @@ def _parser() -> Parser:
         "decode",
         _decode,
         "recognise prepared sets and write results.json",
-        "asrkit decode --model exp/finetune --data data/mini --sets dev-clean test-clean",
+        "asrkit decode --model exp/finetune --data data/mini --sets test-clean --lm lm.arpa --tune-on dev-clean",
     )
-    decode.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    decode.add_argument("--data", required=True, type=Path, metavar="DATA", help="prepared data")
-    decode.add_argument("--sets", required=True, nargs="+", metavar="SET", help="sets to decode")
+    decode_command.add(decode)
     _add_model_options(decode)
 
     summary = "compare hypotheses with references"
-    score.configure(_add(commands, "score", score.run, summary, "asrkit score ref.trans.txt hyp.trans.txt"))
+    score_command.add(_add(commands, "score", score_command.run, summary, "asrkit score ref.trans.txt hyp.trans.txt"))
 
-    summary = "write the text of recordings"
-    example = "asrkit transcribe --model exp/finetune talk.flac interviews/ --format srt --output subtitles"
-    transcribe_parser = _add(commands, "transcribe", transcribe.run, summary, example)
-    transcribe.configure(transcribe_parser)
-    _add_model_options(transcribe_parser)
+    transcribe = _add(
+        commands,
+        "transcribe",
+        transcribe_command.run,
+        "write the text of recordings",
+        "asrkit transcribe --model exp/finetune talk.flac interviews/ --format srt --output subtitles",
+    )
+    transcribe_command.add(transcribe)
+    _add_model_options(transcribe)
 
-    summary = "find when the words and characters of a known text are spoken"
-    example = "asrkit align --model exp/finetune --audio talk.flac --text talk.txt --format textgrid --output aligned"
-    align_parser = _add(commands, "align", align.run, summary, example)
-    align.configure(align_parser)
-    _add_model_options(align_parser)
+    align = _add(
+        commands,
+        "align",
+        align_command.run,
+        "find when the words and characters of a known text are spoken",
+        "asrkit align --model exp/finetune --audio talk.flac --text talk.txt --format textgrid --output aligned",
+    )
+    align_command.add(align)
+    _add_model_options(align)
+
+    report = _add(
+        commands,
+        "report",
+        _report,
+        "write one HTML page about experiments: curves, results, errors, utterances to hear",
+        "asrkit report exp/a exp/b --output report.html",
+    )
+    report.add_argument("experiments", nargs="+", type=Path, metavar="EXP", help="experiment folders")
+    report.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    report.add_argument("--title", default="", help="its title (the experiments' names)")
+    report.add_argument("--utterances", type=int, default=20, metavar="N", help="worst ones with audio per decoding")
+    report.add_argument("--megabytes", type=float, default=24, metavar="MB", help="most that audio may add (24)")
+    report.add_argument("--device", default="auto", help="where posteriors are computed: auto, cpu, cuda or cuda:K")
+    report.add_argument("--watch", action="store_true", help="write it again whenever something changes")
+    report.add_argument("--every", type=float, default=5, metavar="SECONDS", help="how often --watch looks (5)")
+
+    results = _add(
+        commands,
+        "results",
+        _results,
+        "put the results of many decodings into tables, means over seeds",
+        "asrkit results exp examples/librispeech/results --output RESULTS.md",
+    )
+    results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
+    results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+    language_model = _add(
+        commands, "lm", _lm, "make n-gram language models", "asrkit lm train text.txt --output lm.arpa"
+    )
+    kinds = language_model.add_subparsers(title="actions", metavar="ACTION", required=True)
+    lm_command.add(
+        _add(
+            kinds,
+            "train",
+            _lm,
+            "estimate a model (modified Kneser-Ney) and write it as ARPA, which KenLM reads",
+            "asrkit lm train --data data/mini --sets train-clean-100 --order 4 --output exp/lm.arpa",
+        )
+    )
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
@@ -187,11 +256,19 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _synthesise(options: argparse.Namespace) -> Path:
+    from rich.progress import Progress
+
     from asrkit.data.mini import MiniConfig, synthesise
 
     corpus_dir = options.corpus_dir or options.output_dir / "corpus"
-    console.print(f"synthesising speech with espeak-ng into {corpus_dir}", highlight=False, soft_wrap=True)
-    return synthesise(MiniConfig(seed=options.seed), corpus_dir)
+    console.print(f"speech by espeak-ng goes to {corpus_dir}", highlight=False, soft_wrap=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task("speakers", total=None)
+        return synthesise(
+            MiniConfig(seed=options.seed),
+            corpus_dir,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -213,15 +290,35 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from asrkit.inference.decode import decode_set
-    from asrkit.inference.recogniser import load
-    from asrkit.text.wer import table
+    return decode_command.run(options, console)
 
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    for name in options.sets:
-        result, scored = decode_set(recogniser, options.data, name)
-        speed = result.audio_seconds / max(result.seconds, 1e-9)
-        console.print(table(scored, title=f"{name}: {result.recipe}, {result.decoder}, {speed:.0f}x real time"))
+
+def _lm(options: argparse.Namespace) -> int:
+    return lm_command.run(options, console)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from asrkit.analysis import report
+
+    config = report.ReportConfig(options.title, options.utterances, options.megabytes, options.device)
+    if options.watch:
+        console.print(f"watching, {options.output} follows; stop with Ctrl-C", markup=False, soft_wrap=True)
+        report.watch(options.experiments, options.output, config, options.every)
+    else:
+        report.write_report(options.experiments, options.output, config)
+    size = options.output.stat().st_size / 1e6
+    console.print(f"{options.output}, {size:.1f} MB: open it in a browser", markup=False, soft_wrap=True)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from asrkit.analysis import results
+
+    found = results.collect(options.folders)
+    for table in results.rich_tables(found):
+        console.print(table)
+    if options.output is not None:
+        results.write_results(options.output, results.markdown(found))
     return 0
 
 

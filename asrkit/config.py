@@ -73,10 +73,7 @@ def from_dict(schema: type[T], values: Mapping[str, Any], where: object = None) 
 def save(config: Any, path: Path) -> None:
     """Write a config as complete YAML, atomically; `load` gives the same config back."""
     text = yaml.dump(_escape(to_dict(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    try:
-        write_text(Path(path), text)
-    except OSError as error:
-        raise AsrkitError(f"cannot be written: {error.strerror}", where=path) from None
+    write_text(Path(path), text)
 
 
 # Building

@@ -33,6 +33,6 @@ done
 SECONDS=0
 . "$root/scripts/env.sh"
 printf 'Environment ready after %d s.\n' "$SECONDS"
-bash "$root/examples/librispeech/run.sh" --corpus mini --config mini --size mini --method finetune --subset 1h \
+bash "$root/examples/librispeech/run.sh" --corpus mini --config mini --size mini --method finetune --subset 10h \
     --corpus-dir "$dir/corpus" --data-dir "$dir/data" --exp-dir "$dir" "${init[@]}"
 printf '\nTotal: %d min %02d s, everything included. Corpus, models and results: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$dir"

@@ -23,7 +23,7 @@ FLOORS = (
     ("methods",),
     ("training",),
     ("inference", "analysis", "interop"),
-    ("commands", "cli", "__main__"),
+    ("cli", "__main__", "commands"),
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 

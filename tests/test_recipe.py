@@ -5,6 +5,7 @@ The scripts find the project by their own place, so they run here in a copy whos
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 STUB = r"""#!/bin/sh
 # Notes its arguments and leaves what the real command would leave.
 echo "$*" >>"$CALLS"
+case $1 in "$INTERRUPT") kill -INT $PPID; exit "$STATUS" ;; "$FAIL") exit "$STATUS" ;; esac
 case $1 in
 prepare)
     while [ $# -gt 0 ]; do [ "$1" = --output-dir ] && data=$2; shift; done
@@ -61,22 +63,23 @@ class Project:
         shutil.copytree(ROOT / "examples" / "librispeech", folder / "examples" / "librispeech")
         for config in ("mini", "librispeech"):
             (folder / "conf" / config).mkdir(parents=True)
-        for name in ("model", "pretrain_mini", "finetune_mini", "finetune_mini_10min", "scratch_mini"):
-            (folder / "conf" / "mini" / f"{name}.yaml").write_text(
-                "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
-            )
+            for name in ("model", "pretrain_mini", "finetune_mini", "finetune_mini_10min", "scratch_mini"):
+                (folder / "conf" / config / f"{name}.yaml").write_text(
+                    "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
+                )
         stub = folder / ".venv" / "bin" / "asrkit"
         stub.parent.mkdir(parents=True)
         stub.write_text(STUB)
         stub.chmod(0o755)
         (folder / "result.json").write_text(json.dumps(RESULT))
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "CALLS": str(self.folder / "calls"),
             "RESULT": str(self.folder / "result.json"),
+            **{"INTERRUPT": "-", "FAIL": "-", "STATUS": "1", **settings},
         }
         (self.folder / "calls").write_text("")
         script = self.folder / "examples" / "librispeech" / "run.sh"
@@ -124,17 +127,22 @@ ALL = ["--exp-dir", "exp/a", "--subset", "1h"]
         (["--stop-stage", "x"], "--stop-stage x: not one of"),
         (["--stage", "4", "--stop-stage", "2"], "--stage 4 comes after --stop-stage 2"),
         (["--corpus", "timit"], "--corpus timit: not one of mini librispeech"),
-        (["--config", "big"], "--config big: not one of"),
-        (["--size", "huge"], "--size huge: not one of"),
+        (["--config", "big"], "--config big: not one of librispeech mini"),
+        (["--size", "huge"], "--size huge: not one of mini"),
         (["--subset", "3h"], "--subset 3h: not one of 10min"),
         (["--method", "wav2vec_s"], "--method wav2vec_s: not one of finetune"),
         (["--method", "pretrain"], "--method pretrain: not one of finetune"),
         (["--method", "model"], "--method model: not one of finetune"),
         (["--source", "100h"], "the method finetune does not have"),
-        (["--size", "large"], "no configuration conf/mini/*_large.yaml"),
+        (["--size", "large"], "--size large: not one of mini"),
         (["--seed", "one"], "--seed one: not a whole number"),
         (["--nproc", "0"], "--nproc 0: at least 1"),
         (["--", "lr"], "'lr' behind -- is not KEY=VALUE"),
+        (["--", "seed=2"], "'seed=2' behind --: use --seed"),
+        (["--", "exp_dir=x"], "'exp_dir=x' behind --: use --exp-dir"),
+        (["--", "data.dir=x"], "'data.dir=x' behind --: use --data-dir"),
+        (["--", "data.labelled.sets=[1h]"], "use --subset"),
+        (["--init", "scratch", "--", "pretrain.updates=5"], "this run has no stage of the method pretrain"),
         (["--config", "mini", "--corpus", "librispeech", "--corpus-dir", "nowhere"], "nowhere: no such folder"),
         (["--stage", "4"], "data/mini holds no prepared set 10h (run stage 1"),
         (["--stage", "5"], "holds no trained model (run stage 4)"),
@@ -147,15 +155,17 @@ def test_refuses_in_one_line(project: Project, arguments: Sequence[str], says: s
 
 
 def test_all_stages_in_order(project: Project) -> None:
-    done = project.run(*ALL, "--", "training.threads=1", "x.y=[1,2]")
+    own = ["pretrain.updates=5", "finetune.updates=7", "finetune.mask.time_length=3"]
+    done = project.run(*ALL, "--", own[0], "training.threads=1", *own[1:], "x.y=[1,2]")
     assert done.returncode == 0, done.stderr
     assert project.calls() == [
         "prepare mini --corpus-dir corpora/mini --output-dir data/mini",
-        f"{TRAIN_PRETRAIN} training.threads=1 x.y=[1,2]",
-        f"{TRAIN_1H} training.threads=1 x.y=[1,2]",
+        f"{TRAIN_PRETRAIN} {own[0]} training.threads=1 x.y=[1,2]",
+        f"{TRAIN_1H} training.threads=1 {own[1]} {own[2]} x.y=[1,2]",
         "decode --model exp/a/finetune_1h --data data/mini --sets dev-clean test-clean",
         "score exp/a/finetune_1h/decode/dev-clean/greedy/ref.trans.txt "
-        "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt",
+        "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt --worst 0",
+        "report exp/a/finetune_1h exp/a/pretrain --output exp/a/finetune_1h/report.html",
     ]
     table = (project.folder / "exp/a/finetune_1h/results.txt").read_text()
     assert "12.34" in table
@@ -165,7 +175,7 @@ def test_all_stages_in_order(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "calls"),
-    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 1)],
+    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 2)],
 )
 def test_each_stage_runs_alone(project: Project, stage: int, calls: int) -> None:
     assert project.run(*ALL).returncode == 0
@@ -184,7 +194,7 @@ def test_init_takes_the_place_of_pre_training(project: Project) -> None:
     assert project.run(*ALL).returncode == 0
     done = project.run("--exp-dir", "exp/b", "--subset", "1h", "--init", "exp/a/pretrain")
     assert done.returncode == 0, done.stderr
-    assert project.calls()[1] == TRAIN_1H.replace("exp_dir=exp/a", "exp_dir=exp/b")
+    assert project.calls()[0] == TRAIN_1H.replace("exp_dir=exp/a", "exp_dir=exp/b")
     assert "Stage 2: skipped" in done.stdout
     refused = project.run("--exp-dir", "exp/c", "--subset", "1h", "--init", "exp/none")
     assert_refused(refused, "not an experiment folder")
@@ -219,8 +229,61 @@ def test_outputs_of_different_settings_are_not_mixed(project: Project, changed: 
 def test_the_same_settings_go_on(project: Project) -> None:
     assert project.run(*ALL).returncode == 0
     first = project.calls()
-    assert project.run(*ALL).returncode == 0
+    done = project.run(*ALL)
+    assert done.returncode == 0
+    assert "data/mini is prepared (--stage 1 does it again)" in done.stdout
+    assert project.calls() == first[1:]
+    assert project.run(*ALL, "--stage", "1").returncode == 0
     assert project.calls() == first
+
+
+def test_a_corpus_that_has_grown_is_prepared_again(project: Project) -> None:
+    assert project.run(*ALL, "--stop-stage", "1").returncode == 0
+    (project.folder / "corpora/mini/LibriSpeech/train-clean-360").mkdir(parents=True)
+    for count in (1, 0):
+        assert project.run(*ALL, "--stop-stage", "1").returncode == 0
+        assert len(project.calls()) == count
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "says"),
+    [
+        ({"INTERRUPT": "train", "STATUS": "130"}, 130, "interrupted in stage 2; the same command goes on from there"),
+        ({"INTERRUPT": "decode", "STATUS": "0"}, 130, "interrupted in stage 5; the same command goes on from there"),
+        ({"FAIL": "train", "STATUS": "130"}, 130, "interrupted in stage 2; the same command goes on from there"),
+        (
+            {"FAIL": "prepare", "STATUS": "1"},
+            1,
+            "stage 1 failed, see above; once that is mended, the same command goes",
+        ),
+        ({"FAIL": "train", "STATUS": "137"}, 137, "stage 2 was killed, perhaps for want of memory; the same command"),
+    ],
+)
+def test_a_run_that_ends_early_says_how_to_go_on(
+    project: Project, settings: dict[str, str], status: int, says: str
+) -> None:
+    done = project.run(*ALL, **settings)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert done.stderr.startswith(f"run.sh: {says}")
+    stopped_in = settings.get("INTERRUPT", settings.get("FAIL", ""))
+    assert project.calls()[-1].startswith(stopped_in)
+    assert project.run(*ALL).returncode == 0
+
+
+def test_a_stage_that_made_nothing_binds_nobody(project: Project) -> None:
+    """A mistake in the first run's settings can be mended without removing anything."""
+    assert project.run(*ALL, FAIL="train", STATUS="2").returncode == 2
+    assert project.run(*ALL, "--seed", "2").returncode == 0
+
+
+def test_two_runs_do_not_write_into_one_folder(project: Project) -> None:
+    (project.folder / "exp/a/pretrain").mkdir(parents=True)
+    descriptor = os.open(project.folder / "exp/a/pretrain", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert_refused(project.run(*ALL), "another run is writing to")
+    assert project.calls() == ["prepare mini --corpus-dir corpora/mini --output-dir data/mini"]
+    os.close(descriptor)
+    assert project.run(*ALL).returncode == 0
 
 
 LIBRISPEECH = ["--corpus", "librispeech", "--config", "mini", "--stop-stage", "0", "--corpus-dir", "c"]

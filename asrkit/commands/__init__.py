@@ -1,1 +1,1 @@
-"""Commands with options and tables of their own; `asrkit.cli` hangs them into the command line."""
+"""Commands with many flags, one file each: `add` states them, `run` acts on them."""

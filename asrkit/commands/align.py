@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("json", "ctm", "textgrid")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options; the model's are the caller's."""
     parser.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
     corpus = parser.add_argument_group("prepared sets")

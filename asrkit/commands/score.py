@@ -39,7 +39,7 @@ class Scored:
     comparison: Comparison | None
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
         "inputs",

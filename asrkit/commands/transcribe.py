@@ -26,7 +26,7 @@ STDIN = "-"
 FORMATS = ("text", "json", "srt", "vtt", "textgrid")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options; the model's are the caller's."""
     parser.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
     parser.add_argument(

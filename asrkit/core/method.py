@@ -93,6 +93,13 @@ class Method(nn.Module, ABC):
         self.load_state_dict(own)
         return prefixes
 
+    def check_scratch(self) -> None:
+        """Refuse settings that make no sense where nothing is inherited; called when a run begins without `init`.
+
+        Raises:
+            AsrkitError: naming the setting.
+        """
+
     def after_update(self, clock: Clock) -> None:
         """Act once the optimiser has stepped: an EMA, a cache, a temperature."""
 

@@ -96,6 +96,8 @@ class Accumulate:
             for stream, batches in micro_batches.items()
         }
         counts = global_counts(prepared, method, engine)
+        # Every rank brings its share of the update, one without audio too.
+        totals.add({"loss": Ratio(0.0, 1.0 / engine.world_size)})
         for stream, batches in micro_batches.items():
             for batch, ready in zip(batches, prepared[stream], strict=True):
                 with engine.autocast():
@@ -108,7 +110,7 @@ class Accumulate:
                     totals.add({name: Ratio(term.sum.detach(), ready.counts[name])})
                 if objective.requires_grad:
                     engine.scale(objective).backward()
-                totals.add(losses.metrics)
+                totals.add({"loss": Ratio(objective.detach(), 0.0), **losses.metrics})
         reduce_gradients(method, engine)
 
     @staticmethod

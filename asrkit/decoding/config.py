@@ -13,7 +13,7 @@ class BeamConfig:
 
     beam: int = 100
     """Prefixes that are kept after each frame."""
-    lm_weight: float = 1.0
+    lm_weight: float = 2.0
     """Weight of the language model's log10 probability against the natural log of the CTC probability, as in
     flashlight and the weights published for it."""
     word_score: float = 0.0
@@ -22,7 +22,7 @@ class BeamConfig:
     """Readings that are returned."""
     threshold: float = 50.0
     """Prefixes whose score is so much below the best one's are dropped."""
-    token_floor: float = -12.0
+    token_floor: float = -7.0
     """Units with a lower log-probability in a frame are not tried there (built-in decoder)."""
 
     def __post_init__(self) -> None:

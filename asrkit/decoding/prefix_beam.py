@@ -100,13 +100,14 @@ class PrefixBeamDecoder(Decoder):
             unknown = model.unigram(UNKNOWN) if model is not None and not unit_level else 0.0
             self.speller = OpenVocabulary(units, unigrams, unknown)
         self.weights = ("lm_weight", "word_score") if model is not None else ("word_score",)
+        self._slack = _slack(config, model)
         self._boundary = -1 if units.boundary is None else units.index.get(units.boundary, -1)
         self._separator = units.boundary if units.kind == "char" else None
 
     def reweighted(self, config: BeamConfig) -> PrefixBeamDecoder:
         """Return a decoder with other weights that shares this one's tables."""
         other = object.__new__(PrefixBeamDecoder)
-        other.__dict__.update(self.__dict__, config=config)
+        other.__dict__.update(self.__dict__, config=config, _slack=_slack(config, self.model))
         return other
 
     def search(self, log_probs: np.ndarray) -> list[Hypothesis]:
@@ -122,33 +123,45 @@ class PrefixBeamDecoder(Decoder):
             candidates = scores > self.config.token_floor
             candidates[:, list(self.units.silent)] = False
             for frame, row in enumerate(scores):
-                beam = self._advance(beam, frame, row.tolist(), np.flatnonzero(candidates[frame]).tolist())
+                likely = [unit for unit in np.argsort(-row, kind="stable").tolist() if candidates[frame, unit]]
+                beam = self._advance(beam, frame, row.tolist(), likely)
         return self._finish(beam)
 
     def _advance(self, beam: list[_Prefix], frame: int, row: list[float], candidates: list[int]) -> list[_Prefix]:
-        """Return the best prefixes after one more frame."""
+        """Return the best prefixes after one more frame; ``candidates`` are units, the likeliest first."""
         blank = row[self.units.blank]
         reached: list[_Prefix] = []
+        totals: list[float] = []
+        stays: list[float] = []
         for prefix in beam:
             total = _add(prefix.blank, prefix.label)
-            if prefix.frame != frame:
-                prefix.frame, prefix.new_label = frame, -inf
-                reached.append(prefix)
+            prefix.frame = frame
             prefix.new_blank = total + blank
-            if prefix.label > -inf:
-                prefix.new_label = _add(prefix.new_label, prefix.label + row[prefix.unit])
+            prefix.new_label = prefix.label + row[prefix.unit] if prefix.label > -inf else -inf
+            totals.append(total)
+            stays.append(_add(prefix.new_blank, prefix.new_label) + prefix.bonus)
+            reached.append(prefix)
+        # A full beam stays full: what comes out worse than all who stay need not be looked at.
+        cutoff = min(stays) if len(beam) == self.config.beam else -inf
+        cutoff = max(cutoff, max(stays) - self.config.threshold)
+        for prefix, total in zip(beam, totals, strict=True):
+            reach = cutoff - total - prefix.bonus - self._slack
             for unit in candidates:
+                if row[unit] < reach:
+                    break
                 before = prefix.blank if unit == prefix.unit else total
                 if before == -inf:
                     continue
                 following = prefix.children.get(unit)
                 if following is None:
                     following = prefix.children[unit] = self._extend(prefix, unit)
+                score = before + row[unit]
                 for child in following:
-                    if child.frame != frame:
-                        child.frame, child.new_blank, child.new_label = frame, -inf, -inf
+                    if child.frame == frame:
+                        child.new_label = _add(child.new_label, score)
+                    elif score + child.bonus >= cutoff:
+                        child.frame, child.new_blank, child.new_label = frame, -inf, score
                         reached.append(child)
-                    child.new_label = _add(child.new_label, before + row[unit])
         ranked = []
         for order, prefix in enumerate(reached):
             prefix.blank, prefix.label = prefix.new_blank, prefix.new_label
@@ -226,6 +239,11 @@ class PrefixBeamDecoder(Decoder):
         units = tuple(node.unit for node in path[: spans[-1][1] if spans else 0])
         score = acoustic + self.config.lm_weight * lm + self.config.word_score * count
         return Hypothesis(" ".join(words), units, tuple(spans), score, acoustic, lm)
+
+
+def _slack(config: BeamConfig, model: LanguageModel | None) -> float:
+    """Return by how much a unit may raise what a prefix expects of its words: a hundredfold probability."""
+    return max(0.0, config.word_score) + (2 * config.lm_weight if model is not None else 0.0)
 
 
 def _add(a: float, b: float) -> float:

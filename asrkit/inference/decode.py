@@ -3,130 +3,298 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
+from rich.console import Console
+from rich.progress import track
 
-import asrkit
 from asrkit.data.index import SetIndex
 from asrkit.data.stream import evaluation_batches
+from asrkit.decoding.config import BeamConfig
+from asrkit.decoding.factory import LEXICON_OF_LM, DecoderChoice, resolve
+from asrkit.decoding.hypothesis import Hypothesis
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
+from asrkit.inference import tune as tuning
 from asrkit.inference.recogniser import Recogniser
+from asrkit.inference.rescoring import Scorer, add_scores, rank
+from asrkit.inference.results import Result, commit, hardware, write_nbest
+from asrkit.inference.scores import labelled_set, score_set
+from asrkit.inference.search import Searcher, Setup, cores
 from asrkit.text.wer import Score, score, write_transcripts
+
+_RESCORED = 50
+"""Readings per utterance that a neural language model judges, unless another number is asked."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """`results.json`: rates are fractions of corpus totals."""
+class DecodeOptions:
+    """How to decode."""
 
-    set: str
-    corpus: str
-    wer: float
-    cer: float
-    words: int
-    substitutions: int
-    deletions: int
-    insertions: int
-    utterances: int
-    decoder: str
-    lm: str | None
-    model: str
-    recipe: str
-    method: str
-    source: str | None
-    subset: str
-    seed: int
-    updates: int
-    seconds: float
-    """Wall time of decoding."""
-    audio_seconds: float
-    """Audio decoded."""
-    hardware: str
-    commit: str
+    choice: DecoderChoice = field(default_factory=DecoderChoice)
+    """Decoder, n-gram and lexicon."""
+    beam: int = BeamConfig.beam
+    """Width of the search."""
+    lm_weight: float | None = None
+    """Weight of the n-gram; None takes a tuned one, or else the default."""
+    word_score: float | None = None
+    """Added per word, likewise."""
+    nbest: int | None = None
+    """Readings to write to nbest.jsonl; None writes none."""
+    rescore: str | None = None
+    """A causal language model of Hugging Face, name or folder."""
+    rescore_weight: float | None = None
+    """Its weight, likewise."""
+    tune_on: str | None = None
+    """A development set to search weights on first."""
+    trials: int = 64
+    """Settings to try there."""
+    search: str = "random"
+    """random or grid."""
+    seed: int = 1
+    """Of the random search."""
+    jobs: int = 0
+    """Processes of the search; 0 for one per core."""
 
+    @property
+    def given(self) -> bool:
+        """Whether weights were given."""
+        return any(weight is not None for weight in (self.lm_weight, self.word_score, self.rescore_weight))
 
-def decode_set(recogniser: Recogniser, data_dir: Path, name: str) -> tuple[Result, Score]:
-    """Decode one prepared set greedily and write `decode/<set>/greedy/` in the experiment.
-
-    Raises:
-        AsrkitError: if the set is missing or has no transcripts.
-    """
-    folder = data_dir / name
-    index = SetIndex.open(folder)
-    if not index.labelled:
-        raise AsrkitError("the set has no transcripts to score against", where=folder, mend="use asrkit transcribe")
-    references: dict[str, str] = {}
-    hypotheses: dict[str, str] = {}
-    config = recogniser.experiment.config
-    began, audio = time.perf_counter(), 0.0
-    for batch in evaluation_batches([folder], None, config.data, 0, 1):
-        audio += batch.seconds
-        texts = recogniser.texts(batch)
-        hypotheses.update(zip(batch.ids, texts, strict=True))
-        references.update(zip(batch.ids, batch.texts or (), strict=True))
-    seconds = time.perf_counter() - began
-    scored = score(references, hypotheses)
-    labelled = config.data.labelled.sets
-    result = Result(
-        set=name,
-        corpus=str(index.info["corpus"]),
-        wer=scored.total.wer,
-        cer=scored.total.cer,
-        words=scored.total.words,
-        substitutions=scored.total.substitutions,
-        deletions=scored.total.deletions,
-        insertions=scored.total.insertions,
-        utterances=len(references),
-        decoder="greedy",
-        lm=None,
-        model=str(recogniser.experiment.folder),
-        recipe=recogniser.experiment.recipe,
-        method=config.method,
-        source=None,
-        subset="+".join(labelled),
-        seed=config.seed,
-        updates=recogniser.update,
-        seconds=round(seconds, 3),
-        audio_seconds=round(audio, 3),
-        hardware=hardware(recogniser.device),
-        commit=commit(),
-    )
-    output = recogniser.experiment.folder / "decode" / name / "greedy"
-    write_transcripts(output / "ref.trans.txt", references)
-    write_transcripts(output / "hyp.trans.txt", hypotheses)
-    write_text(output / "results.json", json.dumps(asdict(result), indent=1) + "\n")
-    return result, scored
+    def __post_init__(self) -> None:
+        if self.nbest is not None and self.nbest < 1:
+            raise AsrkitError(f"--nbest {self.nbest}", mend="1 or more")
+        if self.jobs < 0:
+            raise AsrkitError(f"--jobs {self.jobs}", mend="0 (one per core) or more")
+        if self.tune_on is not None:
+            tuning.refuse_test_set(self.tune_on)
+            if self.given:
+                raise AsrkitError("weights are either given or tuned", mend="leave one of the two out")
+        if self.rescore_weight is not None and self.rescore is None:
+            raise AsrkitError("a rescoring weight without a model", mend="--rescore NAME")
 
 
-def hardware(device: torch.device) -> str:
-    """Name the device a result was made on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {torch.get_num_threads()} threads"
+class SetDecoder:
+    """Decodes prepared sets with one experiment and one choice of options."""
+
+    def __init__(
+        self, recogniser: Recogniser, data_dir: Path, options: DecodeOptions, console: Console | None = None
+    ) -> None:
+        """Choose the decoder and the weights' conditions; nothing is decoded yet.
+
+        Raises:
+            AsrkitError: for options that contradict each other or the experiment.
+        """
+        self.recogniser = recogniser
+        self.data_dir = data_dir
+        self.console = console or Console(quiet=True)
+        deep = _RESCORED if options.rescore and options.nbest is None else options.nbest or 1
+        name = resolve(options.choice, recogniser.units, deep)
+        if name == "greedy" and (options.tune_on or options.rescore or options.given):
+            raise AsrkitError(
+                "greedy decoding has one reading and no weights", mend="give --lm FILE, or --decoder beam"
+            )
+        self.options = replace(options, choice=replace(options.choice, decoder=name))
+        self.readings = 1 if name == "greedy" else deep
+        lm, lexicon = self.options.choice.lm, self.options.choice.lexicon
+        self.conditions = tuning.Conditions(
+            decoder=name,
+            lm=_stem(lm) if lm else None,
+            lm_digest=tuning.digest(lm) if lm else None,
+            lexicon_digest=lexicon if lexicon in (None, LEXICON_OF_LM) else tuning.digest(_existing(Path(lexicon))),
+            rescore=Path(options.rescore).name if options.rescore else None,
+            update=recogniser.update,
+        )
+        self._scorer: Scorer | None = None
+
+    def tune(self) -> tuning.Tuned:
+        """Search weights on the development set of the options and store them beside the model."""
+        name = self.options.tune_on
+        if name is None:
+            raise AsrkitError("no set to tune on", mend="--tune-on dev-clean")
+        info = labelled_set(self.data_dir / name).info
+        options, base = self.options, self._config(None)
+        with self._searcher(name) as searcher:
+            tried = tuning.settings(base, searcher.decoder.weights, options.trials, options.search, options.seed)
+            errors = track(
+                searcher.errors(tried), f"tuning on {name}", len(tried), console=self.console, transient=True
+            )
+            trials = [tuning.record(config, counts) for config, counts in zip(tried, errors, strict=True)]
+            found = tuning.best(trials)
+            if options.rescore:
+                config = replace(base, lm_weight=found.lm_weight, word_score=found.word_score, nbest=self.readings)
+                nbest = add_scores(list(searcher.hypotheses(config)), self.scorer)
+                more = tuning.rescoring_trials(nbest, searcher.setup.scored.references, config, options.trials)
+                trials += more
+                found = tuning.best(more)
+        tuned = tuning.Tuned(
+            conditions=self.conditions,
+            set=name,
+            corpus=str(info["corpus"]),
+            lm_weight=found.lm_weight,
+            word_score=found.word_score,
+            rescore_weight=found.rescore_weight,
+            wer=found.wer,
+            search=options.search,
+            seed=options.seed,
+            beam=options.beam,
+            trials=tuple(trials),
+        )
+        path = tuning.store(self.recogniser.experiment.folder, tuned)
+        rescored = f", rescoring weight {tuned.rescore_weight:g}" if options.rescore else ""
+        self.console.print(
+            f"{name}: WER {trials[0].wer:.2%} untuned, {tuned.wer:.2%} with language model weight {tuned.lm_weight:g}, "
+            f"word score {tuned.word_score:g}{rescored} ({len(trials)} trials, {path})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return tuned
+
+    def decode(self, name: str) -> tuple[Result, Score]:
+        """Decode one prepared set and write `decode/<set>/<decoder>/` in the experiment.
+
+        Raises:
+            AsrkitError: if the set is missing or has no transcripts.
+        """
+        index = labelled_set(self.data_dir / name)
+        tuned = self._tuned()
+        config = self._config(tuned)
+        began = time.perf_counter()
+        nbest: list[list[Hypothesis]] = []
+        if self.conditions.decoder == "greedy" and self.options.nbest is None:
+            references, hypotheses, audio = self._greedy(name)
+        else:
+            with self._searcher(name) as searcher:
+                scored = searcher.setup.scored
+                found = searcher.hypotheses(config, timed=self.options.nbest is not None)
+                nbest = list(track(found, name, len(scored), console=self.console, transient=True))
+                references, audio = dict(zip(scored.ids, scored.references, strict=True)), scored.audio_seconds
+            if self.options.rescore:
+                weight = self._rescore_weight(tuned)
+                nbest = [rank(readings, weight) for readings in add_scores(nbest, self.scorer)]
+            hypotheses = {i: readings[0].text for i, readings in zip(references, nbest, strict=True)}
+        seconds = time.perf_counter() - began
+        scored_set = score(references, hypotheses)
+        result = self._result(name, index, scored_set, seconds, audio, config, tuned)
+        output = self.recogniser.experiment.folder / "decode" / name / self.conditions.label
+        write_transcripts(output / "ref.trans.txt", references)
+        write_transcripts(output / "hyp.trans.txt", hypotheses)
+        if self.options.nbest is not None:
+            write_nbest(output / "nbest.jsonl", list(references), nbest, self.options.nbest)
+        write_text(output / "results.json", json.dumps(asdict(result), indent=1) + "\n")
+        return result, scored_set
+
+    @property
+    def scorer(self) -> Scorer:
+        """The neural language model, loaded when first wanted."""
+        if self._scorer is None:
+            from asrkit.interop.causal_lm import CausalLM
+
+            self._scorer = CausalLM(str(self.options.rescore), self.recogniser.device).log10
+        return self._scorer
+
+    def _greedy(self, name: str) -> tuple[dict[str, str], dict[str, str], float]:
+        """Return references, hypotheses and seconds of audio; the search runs where the encoder does."""
+        references: dict[str, str] = {}
+        hypotheses: dict[str, str] = {}
+        audio = 0.0
+        for batch in evaluation_batches([self.data_dir / name], None, self.recogniser.experiment.config.data, 0, 1):
+            audio += batch.seconds
+            hypotheses.update(zip(batch.ids, self.recogniser.texts(batch), strict=True))
+            references.update(zip(batch.ids, batch.texts or (), strict=True))
+        return references, hypotheses, audio
+
+    @contextmanager
+    def _searcher(self, name: str) -> Iterator[Searcher]:
+        with tempfile.TemporaryDirectory(prefix="asrkit-") as folder:
+            scored = score_set(self.recogniser, self.data_dir / name, Path(folder) / "scores")
+            setup = Setup(self.options.choice, self.recogniser.units, self.recogniser.frame_rate, scored)
+            with Searcher(setup, self.options.jobs or cores()) as searcher:
+                yield searcher
+
+    def _config(self, tuned: tuning.Tuned | None) -> BeamConfig:
+        options = self.options
+        config = BeamConfig(beam=options.beam, nbest=self.readings)
+        if tuned is not None:
+            return replace(config, lm_weight=tuned.lm_weight, word_score=tuned.word_score)
+        if options.lm_weight is not None:
+            config = replace(config, lm_weight=options.lm_weight)
+        return config if options.word_score is None else replace(config, word_score=options.word_score)
+
+    def _rescore_weight(self, tuned: tuning.Tuned | None) -> float:
+        if tuned is not None:
+            return tuned.rescore_weight
+        return 1.0 if self.options.rescore_weight is None else self.options.rescore_weight
+
+    def _tuned(self) -> tuning.Tuned | None:
+        """Return weights that were searched under these very conditions, unless weights are given."""
+        if self.options.given or self.conditions.decoder == "greedy":
+            return None
+        found = tuning.recall(self.recogniser.experiment.folder, self.conditions)
+        if isinstance(found, str):
+            self.console.print(f"{found}: its weights are not used", style="yellow", highlight=False, soft_wrap=True)
+            return None
+        return found
+
+    def _result(
+        self,
+        name: str,
+        index: SetIndex,
+        scored: Score,
+        seconds: float,
+        audio: float,
+        config: BeamConfig,
+        tuned: tuning.Tuned | None,
+    ) -> Result:
+        experiment, conditions = self.recogniser.experiment, self.conditions
+        searched = conditions.decoder != "greedy"
+        total = scored.total
+        return Result(
+            set=name,
+            corpus=str(index.info["corpus"]),
+            wer=total.wer,
+            cer=total.cer,
+            words=total.words,
+            substitutions=total.substitutions,
+            deletions=total.deletions,
+            insertions=total.insertions,
+            utterances=total.utterances,
+            decoder=conditions.decoder,
+            lm=conditions.lm,
+            model=str(experiment.folder),
+            recipe=experiment.recipe,
+            method=experiment.config.method,
+            source=None,
+            subset="+".join(experiment.config.data.labelled.sets),
+            seed=experiment.config.seed,
+            updates=self.recogniser.update,
+            seconds=round(seconds, 3),
+            audio_seconds=round(audio, 3),
+            hardware=hardware(self.recogniser.device),
+            commit=commit(),
+            beam=config.beam if searched else None,
+            lm_weight=config.lm_weight if conditions.lm else None,
+            word_score=config.word_score if searched else None,
+            lexicon=self.options.choice.lexicon,
+            rescore=conditions.rescore,
+            rescore_weight=self._rescore_weight(tuned) if conditions.rescore else None,
+            tuned_on=tuned.set if tuned else None,
+        )
 
 
-def commit() -> str:
-    """Return the commit of the checkout that asrkit runs from, with `+` if it has changes; else the version."""
-    root = Path(asrkit.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return f"asrkit {asrkit.__version__}"
-    try:
-        run = ["git", "-C", str(root)]
-        name = subprocess.run([*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*run, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return f"asrkit {asrkit.__version__}"
-    return name.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+def _stem(path: Path) -> str:
+    name = path.name
+    for ending in (".gz", ".arpa", ".bin"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise AsrkitError("no such lexicon", where=path)
+    return path

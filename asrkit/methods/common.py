@@ -9,7 +9,10 @@ from torch import nn
 from asrkit.core.clock import Clock
 from asrkit.data.batch import Batch
 from asrkit.nn.encoder import Encoded, Encoder
+from asrkit.nn.lengths import on_device
+from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.masking import SpanMask
+from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask, draw_spec_mask
 from asrkit.randomness import layer_uniforms
 
 
@@ -24,6 +27,7 @@ def encode(
     mask: SpanMask | None = None,
     clock: Clock | None = None,
     frontend_gradient_scale: float = 1.0,
+    spec_mask: SpecMask | None = None,
 ) -> Encoded:
     """Run the encoder on a batch; in training, the clock fixes which layers LayerDrop leaves out."""
     encoded: Encoded = encoder(
@@ -33,8 +37,28 @@ def encode(
         mask=mask,
         drops=layer_drops(encoder, clock) if clock is not None and encoder.training else None,
         frontend_gradient_scale=frontend_gradient_scale,
+        spec_mask=spec_mask,
     )
     return encoded
+
+
+def spec_augment(encoder: Encoder, config: SpecAugmentConfig, batch: Batch, clock: Clock) -> SpecMask | None:
+    """Draw SpecAugment's blanks for a batch on its way into a log-mel frontend; None where ``config`` wants none."""
+    if not config.active:
+        return None
+    assert isinstance(encoder.frontend, LogMelFrontend)
+    mel = encoder.frontend.mel
+    frames = [mel.frames(samples) for samples in batch.host_lengths]
+    # Even an utterance shorter than a window makes one (blank) mel frame.
+    return draw_spec_mask(
+        config,
+        batch.keys,
+        on_device(frames, batch.keys.device),
+        max(1, *frames),
+        mel.bins,
+        seed=clock.seed,
+        epoch=batch.epoch,
+    )
 
 
 def layer_drops(encoder: Encoder, clock: Clock) -> list[bool]:
@@ -44,5 +68,9 @@ def layer_drops(encoder: Encoder, clock: Clock) -> list[bool]:
 
 
 def parameter_groups(encoder: Encoder, heads: Mapping[str, nn.Module]) -> dict[str, list[nn.Parameter]]:
-    """Return the groups `frontend` (the feature extractor), `encoder` (all the rest of it) and one per head."""
-    return encoder.groups() | {name: list(head.parameters()) for name, head in heads.items()}
+    """Return the groups `frontend` (the feature extractor), `encoder` (all the rest of it) and one per head.
+
+    A group without parameters (a frontend may have none) is left out.
+    """
+    groups = encoder.groups() | {name: list(head.parameters()) for name, head in heads.items()}
+    return {name: parameters for name, parameters in groups.items() if parameters}

@@ -18,9 +18,10 @@ from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig
-from asrkit.methods.common import encode, encoder_frames, parameter_groups
+from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
 from asrkit.nn.encoder import Encoder
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
+from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
 from asrkit.text.units import Units
 from asrkit.text.wer import score
 
@@ -43,6 +44,8 @@ class FinetuneConfig:
     """Learning rate over the run."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(time_probability=0.65, channel_probability=0.5))
     """Masks on the input of the encoder's blocks, in the manner of SpecAugment."""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """SpecAugment itself, on the spectrogram of a log-mel frontend."""
     ctc: CTCHeadConfig = field(default_factory=CTCHeadConfig)
     """The CTC head."""
 
@@ -56,6 +59,18 @@ class FinetuneConfig:
             )
 
 
+@dataclass(frozen=True)
+class FinetuneDraws:
+    """What is random in an update."""
+
+    mask: SpanMask
+    """On the input of the encoder's blocks."""
+    spec_mask: SpecMask | None
+    """On the spectrogram; None where SpecAugment is off."""
+    head: CTCDraws
+    """What the head drew."""
+
+
 class Finetune(Method):
     """One stream, two phases: the head alone, then all but (by option) the feature extractor."""
 
@@ -65,6 +80,11 @@ class Finetune(Method):
         super().__init__()
         if units is None:
             raise AsrkitError("finetune needs units")
+        if config.spec_augment.active and encoder.config.frontend != "logmel":
+            raise AsrkitError(
+                f"finetune.spec_augment blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
+                mend="leave it out: finetune.mask masks any frontend's frames",
+            )
         self.config = config
         self.units = units
         self.encoder = encoder
@@ -77,7 +97,7 @@ class Finetune(Method):
     def phases(self) -> Sequence[Phase]:
         """See `Method.phases`: one schedule runs through both."""
         config = self.config
-        moving = ["encoder", "ctc"] + ([] if config.freeze_frontend else ["frontend"])
+        moving = [name for name in self.groups() if name != "frontend" or not config.freeze_frontend]
         whole = Schedule(config.schedule, config.updates)
         rest = Schedule(config.schedule, config.updates, offset=config.freeze_updates)
         step = Accumulate()
@@ -85,6 +105,14 @@ class Finetune(Method):
             Phase(HEAD_ONLY, config.freeze_updates, ("labelled",), {"ctc": whole}, step),
             Phase("finetune", config.updates - config.freeze_updates, ("labelled",), dict.fromkeys(moving, rest), step),
         ]
+
+    def check_scratch(self) -> None:
+        """See `Method.check_scratch`."""
+        if self.config.freeze_frontend and "frontend" in self.groups():
+            raise AsrkitError(
+                "finetune.freeze_frontend is on without `init`: the feature extractor would stay random",
+                mend="init=EXP, or finetune.freeze_frontend=false",
+            )
 
     def terms(self, stream: str) -> Sequence[str]:
         """See `Method.terms`."""
@@ -94,15 +122,16 @@ class Finetune(Method):
         """See `Method.prepare`: masks."""
         frames = encoder_frames(self.encoder, batch)
         mask = draw_mask(self.config.mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
-        draws = self.ctc.draw(batch, frames, clock)
-        return Prepared((mask, draws), self.ctc.counts(batch, draws))
+        spec_mask = spec_augment(self.encoder, self.config.spec_augment, batch, clock)
+        head = self.ctc.draw(batch, frames, clock)
+        return Prepared(FinetuneDraws(mask, spec_mask, head), self.ctc.counts(batch, head))
 
-    def losses(self, stream: str, batch: Batch, draws: tuple[SpanMask, CTCDraws], clock: Clock) -> Losses:
+    def losses(self, stream: str, batch: Batch, draws: FinetuneDraws, clock: Clock) -> Losses:
         """See `Method.losses`."""
-        mask, head_draws = draws
+        scale = 0.0 if self.config.freeze_frontend else 1.0
         with torch.no_grad() if clock.phase == HEAD_ONLY else nullcontext():
-            encoded = encode(self.encoder, batch, mask, clock, 0.0 if self.config.freeze_frontend else 1.0)
-        return self.ctc.loss(encoded, batch, head_draws, clock)
+            encoded = encode(self.encoder, batch, draws.mask, clock, scale, draws.spec_mask)
+        return self.ctc.loss(encoded, batch, draws.head, clock)
 
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
         """See `Method.validate`: CTC loss, WER and CER without masks."""
@@ -113,8 +142,10 @@ class Finetune(Method):
         texts = [self.units.decode(sequence) for sequence in self.ctc.hypotheses(encoded)]
         references = dict(zip(batch.ids, batch.texts or (), strict=True))
         errors = score(references, dict(zip(batch.ids, texts, strict=True))).total
+        loss = Ratio(losses.terms["ctc"].sum, counts["ctc"])
         return {
-            "ctc": Ratio(losses.terms["ctc"].sum, counts["ctc"]),
+            "loss": loss,
+            "ctc": loss,
             "wer": Ratio(float(errors.word_errors), float(errors.words)),
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,8 +40,8 @@ class PretrainConfig:
     """What gradients into the feature extractor are multiplied with."""
     wav2vec2: Wav2Vec2HeadConfig = field(default_factory=Wav2Vec2HeadConfig)
     """Quantiser, contrastive loss, masks."""
-    min_code_perplexity: float = 3.0
-    """A run whose code perplexity stays at or below this is stopped as collapsed; 0 never stops."""
+    min_code_perplexity: float = 1.5
+    """A run whose code perplexity per codebook stays at or below this is stopped as collapsed; 0 never stops."""
     collapse_patience: int = 20
     """Rows of the log in a row below the floor before the run is stopped."""
 
@@ -93,16 +94,19 @@ class Pretrain(Method):
         prepared = self.prepare("unlabelled", batch, fixed)
         losses = self.losses("unlabelled", batch, prepared.draws, fixed)
         terms = {name: Ratio(term.sum, prepared.counts[name]) for name, term in losses.terms.items()}
-        return {**losses.metrics, **terms}
+        # The terms of this head share one count.
+        loss = sum(term.weight * term.sum for term in losses.terms.values())
+        return {"loss": Ratio(loss, next(iter(prepared.counts.values()))), **terms, **losses.metrics}
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
         """See `Method.health`: stop when the quantiser uses next to no codes for a long time."""
-        on_floor = metrics["code_perplexity"] <= self.config.min_code_perplexity
+        perplexity = metrics.get("code_perplexity", math.inf)  # unquantised targets have none
+        on_floor = perplexity <= self.config.min_code_perplexity * self.config.wav2vec2.groups
         self.rows_on_floor = self.rows_on_floor + 1 if on_floor else 0
         if self.rows_on_floor < self.config.collapse_patience:
             return None
         return (
-            f"the code perplexity has been at {metrics['code_perplexity']:.2f} for {self.rows_on_floor} rows of the log: the "
+            f"the code perplexity has been as low as {perplexity:.2f} for {self.rows_on_floor} rows of the log: the "
             "quantiser has collapsed onto a few codes and the contrastive task has become trivial or impossible; lower "
             "pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use larger batches"
         )

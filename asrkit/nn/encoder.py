@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asrkit.errors import AsrkitError
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.conformer import ConformerBlock
 from asrkit.nn.gradient import scale_gradient
@@ -27,6 +28,7 @@ from asrkit.nn.waveform import WaveformFrontend
 
 if TYPE_CHECKING:
     from asrkit.nn.masking import SpanMask
+    from asrkit.nn.spec_augment import SpecMask
 
 SAMPLE_RATE = 16_000
 
@@ -120,13 +122,22 @@ class Encoder(nn.Module):
         after_layer: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
         keep_layers: bool = False,
         frontend_gradient_scale: float = 1.0,
+        spec_mask: SpecMask | None = None,
     ) -> Encoded:
         """Encode a batch: `extract`, then `contextualise`; the arguments are theirs."""
-        extracted = self.extract(waves, wave_lengths, host_lengths, gradient_scale=frontend_gradient_scale)
+        extracted = self.extract(
+            waves, wave_lengths, host_lengths, gradient_scale=frontend_gradient_scale, spec_mask=spec_mask
+        )
         return self.contextualise(extracted, mask, drops=drops, after_layer=after_layer, keep_layers=keep_layers)
 
     def extract(
-        self, waves: Tensor, wave_lengths: Tensor, host_lengths: Sequence[int], *, gradient_scale: float = 1.0
+        self,
+        waves: Tensor,
+        wave_lengths: Tensor,
+        host_lengths: Sequence[int],
+        *,
+        gradient_scale: float = 1.0,
+        spec_mask: SpecMask | None = None,
     ) -> Extracted:
         """Run the frontend.
 
@@ -135,9 +146,16 @@ class Encoder(nn.Module):
             wave_lengths: samples per row, int64 (N,).
             host_lengths: the same as Python integers.
             gradient_scale: what gradients into the frontend are multiplied with; at 0 it keeps no graph.
+            spec_mask: what SpecAugment blanks out of the spectrogram; for the log-mel frontend only.
+
+        Raises:
+            AsrkitError: if there is a spec_mask, but no spectrogram.
         """
+        if spec_mask is not None and not isinstance(self.frontend, LogMelFrontend):
+            raise AsrkitError("SpecAugment needs encoder.frontend: logmel", mend="use the masks of the encoder's input")
+        arguments = () if spec_mask is None else (spec_mask,)
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_scale != 0.0):
-            features, lengths, host_frames = self.frontend(waves, wave_lengths, host_lengths)
+            features, lengths, host_frames = self.frontend(waves, wave_lengths, host_lengths, *arguments)
         features = scale_gradient(features, gradient_scale)
         frame_mask = inside(lengths, features.size(1))
         if min(host_frames) < features.size(1):

@@ -1,12 +1,14 @@
 """Checkpoints: `checkpoints/step_N.pt`, with `last` and `best` as one-line text files that name one.
 
 A checkpoint holds tensors, numbers, strings, lists and dicts only and is read with torch's restricted loader, so that loading
-never runs code from the file. It is written under a temporary name and renamed, so that a kill never leaves half of one.
+never runs code from the file. It is written under a temporary name and renamed, so that a kill never leaves half of one. It
+counts from the moment that `last` names it: whatever is newer belongs to a future that will be computed again.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,50 +33,66 @@ class Checkpoints:
         return self.folder / f"step_{update}.pt"
 
     def named(self, name: str) -> Path | None:
-        """Return the file that `last` or `best` names, or None."""
+        """Return the file that `last` or `best` names, or None if it names none that is there."""
         pointer = self.folder / name
         if not pointer.is_file():
             return None
-        return self.folder / pointer.read_text(encoding="utf-8").strip()
+        path = self.folder / pointer.read_text(encoding="utf-8", errors="replace").strip()
+        return path if path.is_file() else None
 
     def save(self, update: int, state: dict[str, Any], *, best: bool = False) -> Path:
-        """Write a checkpoint, point `last` (and `best`) at it, and remove those that are neither named nor among the newest."""
+        """Write a checkpoint, point `last` (and `best`) at it, and remove those that are neither named nor among the newest.
+
+        Raises:
+            AsrkitError: if it cannot be written.
+        """
         path = self.path(update)
-        with atomic_path(path) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
-        write_text(self.folder / "last", path.name + "\n")
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save({"format": FORMAT, **state}, file)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        # `last` comes at the end: a kill in between leaves a `best` that the resumed run will find again.
         if best:
             write_text(self.folder / "best", path.name + "\n")
-        self._rotate()
+        write_text(self.folder / "last", path.name + "\n")
+        self._rotate(update)
         return path
 
-    def mark_best(self, update: int) -> None:
-        """Point `best` at a checkpoint that is there already."""
-        write_text(self.folder / "best", self.path(update).name + "\n")
-        self._rotate()
-
     def newest(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint that can be read; say so when a newer one is damaged. None if there is none at all.
+        """Load the checkpoint that `last` names, or the newest before it that can be read, saying so; None if there is none.
 
         Raises:
             AsrkitError: if there are checkpoints but none can be read.
         """
-        paths = sorted(self.folder.glob("step_*.pt"), key=lambda p: int(p.stem.split("_")[1]), reverse=True)
-        for path in paths:
+        paths = self._by_update()
+        last = self.named("last")
+        start = update_of(last) if last is not None else max(paths, default=0)
+        for update in sorted((update for update in paths if update <= start), reverse=True):
             try:
-                return load(path)
+                return load(paths[update])
             except AsrkitError as error:
                 log.warning("%s; trying the one before", error)
         if paths:
             raise AsrkitError("no checkpoint can be read", where=self.folder, mend="start again with another exp_dir")
         return None
 
-    def _rotate(self) -> None:
-        paths = sorted(self.folder.glob("step_*.pt"), key=lambda p: int(p.stem.split("_")[1]))
-        named = {self.named("last"), self.named("best")}
-        for path in paths[: max(len(paths) - self.keep, 0)]:
-            if path not in named:
-                path.unlink()
+    def _by_update(self) -> dict[int, Path]:
+        return {update: path for path in self.folder.glob("step_*.pt") if (update := update_of(path)) >= 0}
+
+    def _rotate(self, newest: int) -> None:
+        paths = self._by_update()
+        stay = {self.named("last"), self.named("best")}
+        past = sorted(update for update in paths if update <= newest)
+        for update, path in paths.items():
+            if path not in stay and update not in past[-self.keep :]:
+                path.unlink(missing_ok=True)
+
+
+def update_of(path: Path) -> int:
+    """Return the update that a checkpoint's name states, -1 for another file's name."""
+    match = re.fullmatch(r"step_(\d+)\.pt", path.name)
+    return int(match.group(1)) if match else -1
 
 
 def load(path: Path, map_location: str = "cpu") -> dict[str, Any]:
@@ -89,7 +107,7 @@ def load(path: Path, map_location: str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many kinds for a torn or foreign file; each means the same to the user
         raise AsrkitError(f"not a readable checkpoint: {type(error).__name__}", where=path) from error
-    if not isinstance(state, dict) or "format" not in state or "model" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int) or "model" not in state:
         raise AsrkitError("not an asrkit checkpoint", where=path, mend="asrkit import brings in other toolkits' files")
     if state["format"] > FORMAT:
         raise AsrkitError(f"written by a newer asrkit (format {state['format']})", where=path, mend="upgrade asrkit")

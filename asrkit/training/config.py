@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class TrainingConfig:
     precision: str = "auto"
     """auto, bf16, fp16 or fp32; auto is bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
     threads: int = 0
-    """CPU threads per process; 0 leaves torch's choice."""
+    """CPU threads per process; 0 is torch's choice for one process, and an equal share of the cores for each of several."""
     log_every: int = 50
     """Updates between rows of metrics.jsonl."""
     validate_every: int = 1000
@@ -113,43 +114,62 @@ def load_experiment_config(path: Path, overrides: Sequence[str] = ()) -> Experim
     return config
 
 
+PATHS = (
+    "data.dir",
+    "init",
+    "units.dir",
+    "units.lexicon",
+    "data.labelled.noise.dir",
+    "data.unlabelled.noise.dir",
+)
+"""Files and folders that a run reads: kept as absolute paths, so that a run means the same from wherever it is called."""
+
 MAY_CHANGE = (
     "exp_dir",
     "device",
     "data.workers",
+    "data.prefetch",
     "data.batch_seconds",
     "training.threads",
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.max_skipped_updates",
     "training.timeout_minutes",
 )
+"""What does not define a run. A path may change too once there is nothing any more where it led."""
 
 
-def store_config(config: ExperimentConfig, exp_dir: Path) -> None:
-    """Write `config.yaml`, or check that the one there is the same run's.
+def make_paths_absolute(config: ExperimentConfig) -> None:
+    """Turn the paths in a config that are relative to the working directory into absolute ones."""
+    for key in PATHS:
+        section, name = config, key
+        while "." in name:
+            head, _, name = name.partition(".")
+            section = getattr(section, head)
+        value = getattr(section, name)
+        setattr(section, name, os.path.abspath(value) if value else value)
+
+
+def check_same_run(stored: ExperimentConfig, config: ExperimentConfig, exp_dir: Path) -> None:
+    """Refuse to go on with a run under other settings than it began with.
 
     Raises:
-        AsrkitError: if the folder holds a run with other settings.
+        AsrkitError: naming the first key that differs.
     """
-    path = exp_dir / "config.yaml"
-    if path.is_file():
-        method = configuration.peek("method", path)
-        if method != config.method:
+    if stored.method != config.method:
+        raise AsrkitError(
+            f"this folder holds a run of the method '{stored.method}'", where=exp_dir, mend="choose another exp_dir"
+        )
+    for key, old, new in _differences(configuration.to_dict(stored), configuration.to_dict(config)):
+        moved = key in PATHS and old and not Path(old).exists()
+        if key not in MAY_CHANGE and not moved:
             raise AsrkitError(
-                f"this folder holds a run of the method '{method}'", where=exp_dir, mend="choose another exp_dir"
+                f"this folder holds a run with other settings: {key} is {old!r} there and {new!r} here",
+                where=exp_dir,
+                mend="choose another exp_dir, or remove this one",
             )
-        there = configuration.to_dict(configuration.load(schema(config.method), path))
-        here = configuration.to_dict(config)
-        for key, old, new in _differences(there, here):
-            if key not in MAY_CHANGE:
-                raise AsrkitError(
-                    f"this folder holds a run with other settings: {key} is {old!r} there and {new!r} here",
-                    where=exp_dir,
-                    mend="choose another exp_dir, or remove this one",
-                )
-    configuration.save(config, path)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

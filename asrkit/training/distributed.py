@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from asrkit.errors import AsrkitError
+
 BUCKET_BYTES = 64 * 2**20
 
 
@@ -78,21 +80,55 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-def join(device_type: str, timeout_minutes: float = 30.0) -> Ranks:
-    """Join the group that torchrun describes in the environment; without torchrun, be alone."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        return Ranks()
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if not dist.is_initialized():
-        backend = "nccl" if device_type == "cuda" else "gloo"
-        if device_type == "cuda":
-            torch.cuda.set_device(local_rank)
+def ranks_of_environment() -> Ranks:
+    """Return this process's place as torchrun describes it in the environment; without torchrun, it is alone.
+
+    Raises:
+        AsrkitError: if the environment tells only half of it.
+    """
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Ranks()
+        return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    except (KeyError, ValueError) as error:
+        what = f"the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, but {error.args[0]} is amiss"
+        raise AsrkitError(what, mend="start several processes with torchrun") from None
+
+
+def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> None:
+    """Join the other processes' group.
+
+    Raises:
+        AsrkitError: if they cannot be reached.
+    """
+    if ranks.world_size == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    return Ranks(rank, world_size, local_rank)
+    except (RuntimeError, ValueError) as error:
+        raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
 
 
 def leave() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def mistake_number() -> int:
+    """Count this process's fatal mistake among those of all processes; 1 is the first, whose process should tell it.
+
+    The others fail for the same reason, or because the first is gone. They may be stuck in different places, so that the
+    store that torchrun keeps is asked, and not the group.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return 1
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, timeout=timedelta(seconds=10))
+        return int(store.add(f"asrkit/mistakes/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1))
+    except (KeyError, ValueError, RuntimeError):  # better told twice than never
+        return 1

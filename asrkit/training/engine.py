@@ -15,23 +15,31 @@ from asrkit.training.distributed import Ranks
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device for "auto", "cpu", "cuda" or "cuda:K".
+def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda" or "cuda:K"; several processes on a machine take a GPU each.
 
     Raises:
         AsrkitError: if the device is not there.
     """
+    ranks = ranks or Ranks()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise AsrkitError(f"unknown device '{name}'", mend="auto, cpu, cuda or cuda:K") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise AsrkitError("device is 'cuda' but torch sees no GPU", mend="device=cpu, or see `asrkit doctor`")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", local_rank)
-    return device
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise AsrkitError(f"unknown device '{name}'", mend="auto, cpu, cuda or cuda:K")
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise AsrkitError(f"device is '{name}' but torch sees no GPU", mend="device=cpu, or see `asrkit doctor`")
+    if device.index is not None and ranks.world_size > 1:
+        raise AsrkitError(f"device is '{name}' for {ranks.world_size} processes", mend="device=cuda gives each its own")
+    index = ranks.local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise AsrkitError(f"no GPU {index}: torch sees {torch.cuda.device_count()}", mend="one process per GPU")
+    return torch.device("cuda", index)
 
 
 def cpu_has_bf16() -> bool:

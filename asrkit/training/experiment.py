@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,17 +19,18 @@ from asrkit.data.batch import Batch
 from asrkit.data.index import SetIndex, record_text
 from asrkit.data.stream import Stream, evaluation_batches
 from asrkit.errors import AsrkitError
-from asrkit.files import write_text
+from asrkit.files import held_alone, write_text
 from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints, load
-from asrkit.training.config import ExperimentConfig, schema, store_config
-from asrkit.training.distributed import join, leave
+from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
+from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
 from asrkit.training.engine import TrainingEngine, choose_device
-from asrkit.training.log import ProgressView, configure_logging
-from asrkit.training.loop import Interrupted, Trainer, seed_generators
+from asrkit.training.environment import store_environment
+from asrkit.training.log import ProgressView, logging_to
+from asrkit.training.loop import Interrupted, Trainer, load_weights, seed_generators
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.units import resolve_units
 
@@ -58,7 +62,10 @@ class Experiment:
     @property
     def recipe(self) -> str:
         """The methods that led here, such as ``pretrain+finetune``."""
-        return (self.folder / RECIPE).read_text(encoding="utf-8").strip()
+        try:
+            return (self.folder / RECIPE).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise AsrkitError(f"cannot be read: {error.strerror}", where=self.folder / RECIPE) from None
 
     def weights(self, which: str = "best") -> tuple[dict[str, torch.Tensor], int]:
         """Return the weights that `best` (or, where nothing was validated, `last`) names, and their update.
@@ -77,7 +84,7 @@ class Experiment:
         """Return the trained method in evaluation mode, on the CPU, and its update."""
         method = build_method(self.config, self.units)
         weights, update = self.weights(which)
-        method.load_state_dict(weights)
+        load_weights(method, weights, self.folder)
         return method.eval(), update
 
 
@@ -90,7 +97,10 @@ def open_experiment(folder: Path) -> Experiment:
     path = folder / "config.yaml"
     if not path.is_file():
         raise AsrkitError("not an experiment: it has no config.yaml", where=folder, mend="give asrkit train's exp_dir")
-    config = configuration.load(schema(str(configuration.peek("method", path))), path)
+    method = configuration.peek("method", path)
+    if method not in METHODS:
+        raise AsrkitError(f"unknown method {method!r}", where=path, mend="known: " + ", ".join(sorted(METHODS)))
+    config = configuration.load(schema(method), path)
     units = Units.load(folder / "units") if (folder / "units").is_dir() else None
     return Experiment(folder, config, units)
 
@@ -106,15 +116,20 @@ def inherit_shape(own: EncoderConfig, initial: EncoderConfig) -> EncoderConfig:
     Raises:
         AsrkitError: if this run's config asks for another shape than the initial experiment has.
     """
-    standard = EncoderConfig()
-    for field in fields(EncoderConfig):
-        asked, given = getattr(own, field.name), getattr(initial, field.name)
-        if field.name not in REGULARISATION and asked != given and asked != getattr(standard, field.name):
+    _check_shape(own, initial, EncoderConfig(), "encoder")
+    return replace(initial, **{name: getattr(own, name) for name in REGULARISATION})
+
+
+def _check_shape(own: Any, initial: Any, standard: Any, key: str) -> None:
+    for field in fields(own):
+        asked, given, usual = (getattr(one, field.name) for one in (own, initial, standard))
+        if is_dataclass(asked):
+            _check_shape(asked, given, usual, f"{key}.{field.name}")
+        elif asked not in (given, usual) and not (key == "encoder" and field.name in REGULARISATION):
             raise AsrkitError(
-                f"encoder.{field.name} is {asked!r} here, but `init` has {given!r}",
+                f"{key}.{field.name} is {asked!r} here, but `init` has {given!r}",
                 mend="leave the encoder's shape out: it comes with init",
             )
-    return replace(initial, **{name: getattr(own, name) for name in REGULARISATION})
 
 
 def train(config: ExperimentConfig, console: Console) -> bool:
@@ -126,74 +141,119 @@ def train(config: ExperimentConfig, console: Console) -> bool:
     Raises:
         AsrkitError: for whatever in config, data or checkpoints stands in the way.
     """
-    device_type = choose_device(config.device).type
-    ranks = join(device_type, config.training.timeout_minutes)
-    try:
-        device = choose_device(config.device, ranks.local_rank)
-        exp_dir = Path(config.exp_dir)
-        initial = open_experiment(Path(config.init)) if config.init else None
-        if initial is not None:
-            config.encoder = inherit_shape(config.encoder, initial.config.encoder)
-        if ranks.is_first:
-            store_config(config, exp_dir)
-            before = f"{initial.recipe}+" if initial is not None else ""
-            write_text(exp_dir / RECIPE, f"{before}{config.method}\n")
-        ranks.barrier()
-        configure_logging(exp_dir, console, ranks.is_first)
-        if config.training.threads:
-            torch.set_num_threads(config.training.threads)
-        engine = TrainingEngine(device, config.training.precision, ranks)
-        units = _units(config, exp_dir, initial, ranks.is_first)
-        ranks.barrier()
-        seed_generators([config.seed])
-        method = build_method(config, units)
-        if initial is not None:
-            weights, update = initial.weights()
-            taken = method.inherit(weights, keep_head=getattr(config.options, "keep_head", False))
-            log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
-        method.to(device)
-        seed_generators([config.seed, ranks.rank])
-        trainer = Trainer(
-            method,
-            _streams(config, units, ranks.rank, ranks.world_size, device),
-            _dev_batches(config, units, ranks.rank, ranks.world_size),
-            optimiser=Optimiser(method, config.optimiser),
-            engine=engine,
-            config=config.training,
-            exp_dir=exp_dir,
-            seed=config.seed,
-            view=ProgressView(console, ranks.is_first),
-        )
-        log.info(
-            "%s: %.2fM parameters, %s on %s, %d process(es), %s",
-            config.method,
-            sum(p.numel() for p in method.parameters()) / 1e6,
-            engine.precision,
-            device,
-            ranks.world_size,
-            exp_dir,
-        )
-        try:
-            trainer.run()
-        except Interrupted:
-            log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
-            return False
+    ranks = ranks_of_environment()
+    device = choose_device(config.device, ranks)
+    exp_dir = Path(config.exp_dir)
+    make_paths_absolute(config)
+    join(ranks, device, config.training.timeout_minutes)
+    with held_alone(exp_dir) if ranks.is_first else nullcontext(), logging_to(exp_dir, console, ranks.is_first):
+        complete = _train(config, exp_dir, TrainingEngine(device, config.training.precision, ranks), console)
+    # After a mistake the group stays until the process ends: the other ranks fail only once this one has told its own.
+    leave()
+    return complete
+
+
+def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
+    ranks = engine.ranks
+    state = Checkpoints(exp_dir).newest()
+    if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
+        raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")
+    initial = _begin(config, exp_dir, ranks) if state is None else None
+    if state is not None:
+        _go_on(config, exp_dir, ranks)
+    if state is not None and state["finished"]:
+        log.info("complete at step %d, nothing to do: %s", state["update"], exp_dir)
         return True
-    finally:
-        leave()
+    ranks.barrier()
+    _set_threads(config.training.threads, engine)
+    if ranks.is_first:
+        store_environment(exp_dir, engine.device, ranks.world_size)
+    units = Units.load(exp_dir / "units") if _needs_units(config) else None
+    seed_generators([config.seed])
+    method = build_method(config, units)
+    if initial is not None:
+        weights, update = initial.weights()
+        taken = method.inherit(weights, keep_head=_keeps_head(config))
+        log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
+    elif state is None:
+        method.check_scratch()
+    method.to(engine.device)
+    seed_generators([config.seed, ranks.rank])
+    trainer = Trainer(
+        method,
+        _streams(config, units, engine),
+        _dev_batches(config, units, ranks),
+        optimiser=Optimiser(method, config.optimiser),
+        engine=engine,
+        config=config.training,
+        exp_dir=exp_dir,
+        seed=config.seed,
+        view=ProgressView(console, ranks.is_first),
+    )
+    log.info(
+        "%s: %.2fM parameters, %s on %s, %d process(es), %s",
+        config.method,
+        sum(p.numel() for p in method.parameters()) / 1e6,
+        engine.precision,
+        engine.device,
+        ranks.world_size,
+        exp_dir,
+    )
+    if state is not None:
+        trainer.restore(state)
+    try:
+        trainer.run()
+    except Interrupted:
+        log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
+        return False
+    return True
 
 
-def _units(config: ExperimentConfig, exp_dir: Path, initial: Experiment | None, first: bool) -> Units | None:
-    if "labelled" not in METHODS[config.method].streams:
-        return None
-    keep_head = getattr(config.options, "keep_head", False)
-    if keep_head and (initial is None or initial.units is None):
+def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:
+    """Write down what a new run is; what a start without a checkpoint left here is replaced. Return its `init`."""
+    initial = open_experiment(Path(config.init)) if config.init else None
+    if initial is not None:
+        config.encoder = inherit_shape(config.encoder, initial.config.encoder)
+    if ranks.is_first:
+        configuration.save(config, exp_dir / "config.yaml")
+        before = f"{initial.recipe}+" if initial is not None else ""
+        write_text(exp_dir / RECIPE, f"{before}{config.method}\n")
+        if _needs_units(config):
+            _new_units(config, initial).save(exp_dir / "units")
+    return initial
+
+
+def _go_on(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> None:
+    """Check that a run that has begun is the one that ``config`` describes. Its `init` is not needed any more."""
+    stored = open_experiment(exp_dir).config
+    if config.init and config.init == stored.init:
+        config.encoder = inherit_shape(config.encoder, stored.encoder)
+    check_same_run(stored, config, exp_dir)
+    if ranks.is_first:
+        configuration.save(config, exp_dir / "config.yaml")
+
+
+def _set_threads(threads: int, engine: TrainingEngine) -> None:
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not threads and share > 1 and engine.device.type == "cpu":
+        threads = max(1, len(os.sched_getaffinity(0)) // share)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _needs_units(config: ExperimentConfig) -> bool:
+    return "labelled" in METHODS[config.method].streams
+
+
+def _keeps_head(config: ExperimentConfig) -> bool:
+    return bool(getattr(config.options, "keep_head", False))
+
+
+def _new_units(config: ExperimentConfig, initial: Experiment | None) -> Units:
+    inherited = initial.units if initial is not None and _keeps_head(config) else None
+    if _keeps_head(config) and inherited is None:
         raise AsrkitError(f"{config.method}.keep_head is on, but `init` has no units", mend="switch it off")
-    inherited = initial.folder / "units" if initial is not None and keep_head else None
-    units = resolve_units(config.units, Path(config.data.dir), exp_dir, lambda: _texts(config), inherited)
-    if first and not (exp_dir / "units").is_dir():
-        units.save(exp_dir / "units")
-    return units
+    return resolve_units(config.units, Path(config.data.dir), lambda: _texts(config), inherited)
 
 
 def _texts(config: ExperimentConfig) -> Iterator[str]:
@@ -202,10 +262,9 @@ def _texts(config: ExperimentConfig) -> Iterator[str]:
             yield record_text(record) or ""
 
 
-def _streams(
-    config: ExperimentConfig, units: Units | None, rank: int, world_size: int, device: torch.device
-) -> dict[str, Stream]:
+def _streams(config: ExperimentConfig, units: Units | None, engine: TrainingEngine) -> dict[str, Stream]:
     streams = {}
+    ranks = engine.ranks
     for name in METHODS[config.method].streams:
         section = getattr(config.data, name)
         if not section.sets:
@@ -215,11 +274,11 @@ def _streams(
                 mend=f"name prepared sets, e.g. data.{name}.sets=[train-clean-100]",
             )
         targets = units if name == "labelled" else None
-        streams[name] = Stream(section, config.data, targets, config.seed, rank, world_size, device)
+        streams[name] = Stream(section, config.data, targets, config.seed, ranks.rank, ranks.world_size, engine.device)
     return streams
 
 
-def _dev_batches(config: ExperimentConfig, units: Units | None, rank: int, world_size: int) -> list[Batch]:
+def _dev_batches(config: ExperimentConfig, units: Units | None, ranks: Ranks) -> list[Batch]:
     """Return the dev sets, read once and kept: they are gone through again and again."""
     folders = [Path(config.data.dir) / name for name in config.data.dev]
-    return list(evaluation_batches(folders, units, config.data, rank, world_size)) if folders else []
+    return list(evaluation_batches(folders, units, config.data, ranks.rank, ranks.world_size)) if folders else []

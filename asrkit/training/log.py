@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from asrkit.files import write_text
@@ -17,22 +20,27 @@ from asrkit.files import write_text
 log = logging.getLogger("asrkit")
 
 
-def configure_logging(exp_dir: Path | None, console: Console, first: bool = True) -> None:
-    """Send asrkit's log lines to the terminal (rank zero) and to `train.log`."""
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    if not first:
-        log.addHandler(logging.NullHandler())
-        return
-    log.addHandler(_ConsoleHandler(console))
-    if exp_dir is not None:
-        exp_dir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def logging_to(exp_dir: Path, console: Console, first: bool = True) -> Iterator[None]:
+    """Send asrkit's log lines to the terminal and to `train.log` as long as the context lasts; only rank zero speaks."""
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if first:
         to_file = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(to_file)
+        handlers = [_ConsoleHandler(console), to_file]
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 class _ConsoleHandler(logging.Handler):
@@ -61,18 +69,18 @@ class MetricLog:
         if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a kill in mid-write leaves half a row
+                past = json.loads(line)["step"] <= update
+            except (ValueError, TypeError, KeyError):  # a kill in mid-write leaves half a row
                 continue
-            if row["step"] <= update:
+            if past:
                 kept.append(line)
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; its numbers go to TensorBoard too."""
-        self.file.write(json.dumps({key: _rounded(value) for key, value in row.items()}) + "\n")
+        self.file.write(json.dumps({key: _storable(value) for key, value in row.items()}) + "\n")
         self.file.flush()
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "step":
@@ -84,22 +92,35 @@ class MetricLog:
         self.board.close()
 
 
-def _rounded(value: Any) -> Any:
-    """Eight significant digits: enough to compare runs, short enough to read."""
-    return float(f"{value:.8g}") if isinstance(value, float) else value
+def _storable(value: Any) -> Any:
+    """Eight significant digits: enough to compare runs, short enough to read. JSON has no word for NaN: null."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.8g}") if math.isfinite(value) else None
+
+
+class _Bar(Progress):
+    """A bar, and the newest figures on the lines below it, where they fit into any terminal."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        if self.figures:
+            yield Text(self.figures, style="cyan")
 
 
 class ProgressView:
-    """A bar with loss, speed and time left on a terminal; plain lines where the output is a file."""
+    """A bar with losses, speed and time left on a terminal; plain lines where the output is a file."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
         self.console = console
         self.enabled = enabled
-        self.progress = Progress(
+        self.progress = _Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -113,7 +134,7 @@ class ProgressView:
         self.progress.start()
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(phase, total=total, completed=done, figures="")
+        self.task = self.progress.add_task(phase, total=total, completed=done)
 
     def advance(self, done: int) -> None:
         """Move the bar."""
@@ -121,13 +142,13 @@ class ProgressView:
             self.progress.update(self.task, completed=done)
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """Show the newest figures beside the bar, or as a line of their own."""
-        shown = [f"{name} {_short(row[name])}" for name in row if name in SHOWN]
-        if self.task is not None and self.progress.live.is_started and not self.progress.disable:
-            self.progress.update(self.task, figures="  ".join(shown[:5]))
+        """Show the newest figures below the bar, or as a line of their own."""
+        shown = [text.format(_short(row[name])) for name, text in SHOWN.items() if name in row]
+        if self.task is not None and not self.progress.disable:
+            self.progress.figures = "  ".join(shown)
         elif self.enabled:
-            left = f"  left {_clock(row['seconds_left'])}" if "seconds_left" in row else ""
             place = f"{row['phase']} {row['phase_step']}/{row['phase_steps']}"
+            left = f"  left {_clock(row['seconds_left'])}"
             self.console.print(f"{place}  " + "  ".join(shown) + left, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
@@ -135,23 +156,32 @@ class ProgressView:
         self.progress.stop()
 
 
-SHOWN = (
-    "loss",
-    "ctc",
-    "contrastive",
-    "accuracy",
-    "code_perplexity",
-    "dev/loss",
-    "dev/wer",
-    "dev/cer",
-    "grad_norm",
-    "learning_rate",
-    "audio_seconds_per_second",
-)
+SHOWN = {
+    "loss": "loss {}",
+    "ctc": "ctc {}",
+    "contrastive": "contrastive {}",
+    "accuracy": "accuracy {}",
+    "code_perplexity": "codes {}",
+    "grad_norm": "gradient {}",
+    "learning_rate": "rate {}",
+    "audio_seconds_per_second": "speed {}x",
+}
+"""Figures for the terminal, in this order, and how they are written there; speed is in seconds of audio per second."""
+
+
+DEV_SHOWN = ("loss", "accuracy", "code_perplexity", "wer", "cer")
+"""Figures of a validation for the terminal; metrics.jsonl has them all."""
+
+
+def dev_text(figures: Mapping[str, float]) -> str:
+    """Return a validation's figures in a line, such as ``loss 31.2  wer 0.231  cer 0.0712``."""
+    return "  ".join(f"{name} {_short(figures[name])}" for name in DEV_SHOWN if name in figures)
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

@@ -22,10 +22,10 @@ from asrkit.core.term import Ratio
 from asrkit.data.batch import Batch
 from asrkit.data.stream import Stream
 from asrkit.errors import AsrkitError
-from asrkit.training.checkpoint import Checkpoints
+from asrkit.training.checkpoint import Checkpoints, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
-from asrkit.training.log import MetricLog, ProgressView
+from asrkit.training.log import MetricLog, ProgressView, dev_text
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.signals import StopRequest
 
@@ -66,37 +66,42 @@ class Trainer:
         self.phase_index = 0
         self.phase_update = 0
         self.seconds = 0.0
+        self.validation_due = False
         self.best: float | None = None
         self.skipped = 0
         self.totals = Totals({})
         self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
 
     def run(self) -> None:
-        """Train to the end of the last phase, from the newest checkpoint where there is one.
+        """Train to the end of the last phase.
 
         Raises:
             Interrupted: after a signal, once the state is saved.
-            AsrkitError: if the method calls its run unhealthy, or nothing but non-finite updates comes.
+            AsrkitError: if the method calls its run unhealthy, memory runs out, or nothing but non-finite updates comes.
         """
-        self._restore()
         self.metrics = MetricLog(self.exp_dir, self.update) if self.engine.ranks.is_first else None
+        phases = list(enumerate(self.method.phases()))
         try:
             with StopRequest(self.engine.ranks) as stop:
-                for index, phase in list(enumerate(self.method.phases()))[self.phase_index :]:
+                for index, phase in phases[self.phase_index :]:
                     if index != self.phase_index:
                         self.phase_index, self.phase_update = index, 0
-                    self._run_phase(phase, stop)
+                    self._run_phase(phase, stop, final=index == len(phases) - 1)
         finally:
             self.view.stop()
+            for stream in self.streams.values():
+                stream.close()
             if self.metrics is not None:
                 self.metrics.close()
 
-    def _run_phase(self, phase: Phase, stop: StopRequest) -> None:
+    def _run_phase(self, phase: Phase, stop: StopRequest, final: bool) -> None:
         length = phase.updates({name: stream.updates_per_epoch for name, stream in self.streams.items()})
+        self.view.start(phase.name, self.phase_update, length)
+        if self.validation_due:
+            self._settle(phase, length, stop, final)
         if self.phase_update >= length:
             return
         self.optimiser.enter(phase, fresh=self.phase_update == 0)
-        self.view.start(phase.name, self.phase_update, length)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
         while self.phase_update < length:
             began = time.perf_counter()
@@ -104,7 +109,11 @@ class Trainer:
             waited = time.perf_counter() - began
             clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
             self.method.train()
-            phase.step.run(self.method, micro_batches, clock, self.engine, self.totals)
+            try:
+                phase.step.run(self.method, micro_batches, clock, self.engine, self.totals)
+            except torch.OutOfMemoryError as error:
+                mend = "lower data.batch_seconds: the result stays the same"
+                raise AsrkitError(f"out of memory: {str(error).splitlines()[0]}", mend=mend) from error
             norms, finite = self.optimiser.update(phase, self.phase_update, self.engine)
             self._guard(finite)
             for name in phase.streams:
@@ -114,18 +123,20 @@ class Trainer:
             self.phase_update += 1
             self._account(began, waited, micro_batches, norms)
             self.view.advance(self.phase_update)
-            self._report(phase, length, clock, stop)
+            ended = self.phase_update == length
+            self.validation_due = ended or self.update % self.config.validate_every == 0
+            if ended or self.update % self.config.log_every == 0:
+                self._log(phase, length, clock)
+            self._settle(phase, length, stop, final)
 
-    def _report(self, phase: Phase, length: int, clock: Clock, stop: StopRequest) -> None:
-        """Log, validate and save as the update count asks."""
+    def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
+        """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
         ended = self.phase_update >= length
-        if ended or self.update % self.config.log_every == 0:
-            self._log(phase, length, clock)
-        improved = (ended or self.update % self.config.validate_every == 0) and self._validate(phase, clock)
-        stopping = stop.requested(self.update)
+        improved = self.validation_due and self._validate(phase, length, stop)
+        stopping = stop.requested()
         if improved or ended or stopping or self.update % self.config.checkpoint_every == 0:
-            self._save(best=improved)
-        if stopping and not ended:
+            self._save(best=improved, finished=final and ended and not self.validation_due)
+        if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
 
     def _account(
@@ -136,12 +147,15 @@ class Trainer:
         self.window["updates"] += 1
         self.window["seconds"] += elapsed
         self.window["wait"] += waited
-        self.window["audio"] += sum(batch.seconds for batches in micro.values() for batch in batches)
+        for name, batches in micro.items():
+            samples = sum(sum(batch.host_lengths) for batch in batches)
+            self.window["audio"] += samples / self.streams[name].data_config.sample_rate
         self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
 
     def _guard(self, finite: bool) -> None:
-        self.skipped = 0 if finite or self.engine.scaler.is_enabled() else self.skipped + 1
-        if self.skipped:
+        self.skipped = 0 if finite else self.skipped + 1
+        # fp16's loss scale is found by trying: a few such updates belong to it.
+        if self.skipped and not self.engine.scaler.is_enabled():
             log.warning("update %d: the gradient is not finite; skipped", self.update)
         if self.skipped >= self.config.max_skipped_updates:
             raise AsrkitError(
@@ -157,7 +171,7 @@ class Trainer:
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
         row: dict[str, Any] = {
             "step": self.update,
-            "epoch": max(self.streams[name].state_dict()["epoch"] for name in phase.streams),
+            "epoch": max(self.streams[name].epoch for name in phase.streams),
             "phase": phase.name,
             "phase_step": self.phase_update,
             "phase_steps": length,
@@ -177,7 +191,7 @@ class Trainer:
             self.view.show(row)
         reason = self.method.health(row, clock)
         if reason is not None:
-            self._save(best=False)
+            self._save(best=False, finished=False)
             raise AsrkitError(f"stopped at step {self.update}: {reason}", where=self.exp_dir)
 
     def _summed(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> dict[str, float]:
@@ -191,77 +205,107 @@ class Trainer:
                 pair[1] += denominator
         return {name: pair[0] / pair[1] if pair[1] else float("nan") for name, pair in sums.items()}
 
-    def _validate(self, phase: Phase, clock: Clock) -> bool:
-        """Measure the dev sets; return whether this is the best so far."""
-        if not self.engine.ranks.gather(bool(self.dev_batches)).count(True):
+    def _validate(self, phase: Phase, length: int, stop: StopRequest) -> bool:
+        """Measure the dev sets; return whether this is the best so far. A signal leaves the validation due."""
+        ranks = self.engine.ranks
+        if not ranks.any(bool(self.dev_batches)):
+            self.validation_due = False
             return False
         began = time.perf_counter()
+        clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
         self.method.eval()
         totals = Totals({})
+        unfinished = False
         with torch.inference_mode(), self.engine.autocast():
             for batch in self.dev_batches:
+                unfinished = stop.flag
+                if unfinished:
+                    break
                 totals.add(self.method.validate(batch.to(self.engine.device), clock))
-        figures = self._summed(totals.values)
         self.seconds += time.perf_counter() - began
-        row = {
-            "step": self.update,
-            "phase": phase.name,
-            "phase_step": self.phase_update,
-            "phase_steps": clock.phase_updates,
-            **{f"dev/{name}": value for name, value in figures.items()},
-            "seconds": self.seconds,
-        }
-        if self.metrics is not None:
-            self.metrics.write(row)
-            self.view.show(row)
+        if ranks.any(unfinished):
+            return False
+        self.validation_due = False
+        figures = self._summed(totals.values)
         name, direction = self.method.selection
         value = figures[name] if direction == "min" else -figures[name]
-        if value != value or (self.best is not None and value >= self.best):
-            return False
-        self.best = value
-        return True
+        improved = value == value and (self.best is None or value <= self.best)
+        if self.metrics is not None:
+            self.metrics.write(
+                {
+                    "step": self.update,
+                    "epoch": max(self.streams[stream].epoch for stream in phase.streams),
+                    "phase": phase.name,
+                    "phase_step": self.phase_update,
+                    "phase_steps": length,
+                    **{f"dev/{figure}": value for figure, value in figures.items()},
+                    "seconds": self.seconds,
+                }
+            )
+        log.info("step %d, dev: %s%s", self.update, dev_text(figures), "  (best so far)" if improved else "")
+        if improved:
+            self.best = value
+        return improved
 
-    def _save(self, best: bool) -> None:
-        generators = self.engine.ranks.gather(_generator_states(self.engine.device))
-        if not self.engine.ranks.is_first:
-            return
-        state = {
-            "model": self.method.state_dict(),
-            "extra": self.method.extra_state(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.engine.scaler.state_dict(),
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
-            "generators": generators,
-            "update": self.update,
-            "phase_index": self.phase_index,
-            "phase_update": self.phase_update,
-            "seconds": self.seconds,
-            "best": self.best,
-            "skipped": self.skipped,
-            "totals": {name: list(pair) for name, pair in self.totals.values.items()},
+    def _save(self, best: bool, finished: bool) -> None:
+        own = {
+            "generators": _generator_states(self.engine.device),
+            "totals": {
+                name: [part.cpu() if isinstance(part, Tensor) else part for part in pair]
+                for name, pair in self.totals.values.items()
+            },
             "window": dict(self.window),
         }
-        self.checkpoints.save(self.update, state, best=best)
+        ranks = self.engine.ranks.gather(own)
+        if self.engine.ranks.is_first:
+            state = {
+                "model": self.method.state_dict(),
+                "extra": self.method.extra_state(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.engine.scaler.state_dict(),
+                "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+                "ranks": ranks,
+                "update": self.update,
+                "phase_index": self.phase_index,
+                "phase_update": self.phase_update,
+                "validation_due": self.validation_due,
+                "seconds": self.seconds,
+                "best": self.best,
+                "skipped": self.skipped,
+                "finished": finished,
+            }
+            self.checkpoints.save(self.update, state, best=best)
+        # A rank that left before the file is written would have torchrun end the one that writes it.
+        self.engine.ranks.barrier()
 
-    def _restore(self) -> None:
-        state = self.checkpoints.newest()
-        if state is None:
-            return
-        self.method.load_state_dict(state["model"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint holds; with the number of processes that wrote it, the run goes on to the bit.
+
+        Raises:
+            AsrkitError: if the checkpoint is of another model.
+        """
+        load_weights(self.method, state["model"], self.exp_dir)
         self.method.load_extra_state(state["extra"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.engine.scaler.load_state_dict(state["scaler"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
-        rank = self.engine.ranks.rank
-        if rank < len(state["generators"]):  # a rank that is new since the checkpoint keeps its seeded generators
-            _set_generator_states(state["generators"][rank], self.engine.device)
         self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]
-        self.seconds, self.best, self.skipped = state["seconds"], state["best"], state["skipped"]
-        if rank == 0:
-            self.totals = Totals({name: (pair[0], pair[1]) for name, pair in state["totals"].items()})
-            self.window = dict(state["window"])
-        log.info("resumed from step %d (%s)", self.update, self.checkpoints.path(self.update))
+        self.validation_due, self.seconds, self.skipped = state["validation_due"], state["seconds"], state["skipped"]
+        # Without its file (the newest was damaged, say) the best so far is not to be had any more.
+        best = self.checkpoints.named("best")
+        self.best = state["best"] if best is not None and update_of(best) <= self.update else None
+        rank, written_by = self.engine.ranks.rank, state["ranks"]
+        if rank < len(written_by):  # a rank that is new since the checkpoint keeps its seeded generators
+            _set_generator_states(written_by[rank]["generators"], self.engine.device)
+        if len(written_by) == self.engine.world_size:
+            written_by = [written_by[rank]]
+        elif rank > 0:
+            written_by = []
+        for one in written_by:
+            self.totals.add({name: Ratio(*pair) for name, pair in one["totals"].items()})
+            self.window = {name: self.window[name] + value for name, value in one["window"].items()}
+        log.info("resumed from step %d", self.update)
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:
@@ -283,3 +327,16 @@ def seed_generators(seeds: Iterable[int]) -> None:
     for number in seeds:
         combined = (combined * 1_000_003 + number + 1) % (1 << 63)
     torch.manual_seed(combined)
+
+
+def load_weights(method: Method, weights: Mapping[str, Tensor], where: object) -> None:
+    """Load a checkpoint's weights into a method.
+
+    Raises:
+        AsrkitError: if they are those of another model than the config describes.
+    """
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split("\n")[1:2]).strip()
+        raise AsrkitError(f"the checkpoint and config.yaml describe different models: {detail}", where=where) from None

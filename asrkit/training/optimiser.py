@@ -46,7 +46,7 @@ class Optimiser:
 
     def __init__(self, method: Method, config: OptimiserConfig) -> None:
         self.config = config
-        self.groups = {name: list(parameters) for name, parameters in method.groups().items() if parameters}
+        self.groups = {name: list(parameters) for name, parameters in method.groups().items()}
         for name in (*config.group_clip_norm, *config.group_rate_scale):
             if name not in self.groups:
                 raise AsrkitError(f"optimiser: no parameter group '{name}'", mend=nearest(name, self.groups))
@@ -82,7 +82,10 @@ class Optimiser:
             The gradient norm of each moving group before clipping, and whether the step was taken: a gradient that is not
             finite changes nothing.
         """
-        engine.scaler.unscale_(self.adamw)
+        # An update without audio on any rank leaves no gradient, and then the scaler has nothing to look at.
+        moved = any(parameter.grad is not None for parameter in self.names)
+        if moved:
+            engine.scaler.unscale_(self.adamw)
         norms: dict[str, Tensor] = {}
         for group in self.adamw.param_groups:
             name = group["name"]
@@ -91,16 +94,16 @@ class Optimiser:
             scale = self.config.group_rate_scale.get(name, 1.0)
             group["lr"] = phase.schedules[name].rate(phase_update) * scale
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norms[name] = nn.utils.get_total_norm(gradients)
+            norms[name] = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=engine.device)
             limit = self.config.group_clip_norm.get(name, self.config.clip_norm)
-            if limit > 0:
+            if limit > 0 and gradients:
                 nn.utils.clip_grads_with_norm_(group["params"], limit, norms[name])
         values = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
         finite = all(value == value and abs(value) != float("inf") for value in values.values())
-        if engine.scaler.is_enabled():
+        if moved and engine.scaler.is_enabled():
             engine.scaler.step(self.adamw)
             engine.scaler.update()
-        elif finite:
+        elif moved and finite:
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return values, finite

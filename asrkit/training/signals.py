@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 from asrkit.training.distributed import Ranks
-
-ASK_EVERY = 10
-"""Updates between the ranks' asking each other; alone, a process looks after every update."""
 
 
 class StopRequest:
@@ -19,6 +17,7 @@ class StopRequest:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.flag = False
+        """Whether this process was asked to stop."""
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -35,12 +34,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
-        if self.flag and number == signal.SIGINT:
+        # One Ctrl-C under torchrun arrives twice: from the terminal and from torchrun, which also ends what does not end.
+        if self.flag and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         self.flag = True
 
-    def requested(self, update: int) -> bool:
+    def requested(self) -> bool:
         """Whether to stop, agreed between all ranks."""
-        if self.ranks.world_size == 1:
-            return self.flag
-        return update % ASK_EVERY == 0 and self.ranks.any(self.flag)
+        return self.ranks.any(self.flag)

@@ -35,24 +35,35 @@ class UnitsConfig:
 
 
 def resolve_units(
-    config: UnitsConfig, data_dir: Path, exp_dir: Path, texts: Callable[[], Iterable[str]], inherited: Path | None
+    config: UnitsConfig, data_dir: Path, texts: Callable[[], Iterable[str]], inherited: Units | None
 ) -> Units:
-    """Return the run's units: those it has already, a given folder's, the initial experiment's, or new ones.
+    """Return a new run's units: the initial experiment's where its head is kept, a given folder's, or new ones.
 
     Args:
         config: the section `units`.
         data_dir: prepared data; its `units/` is the alphabet read off the labelled sets.
-        exp_dir: the experiment.
         texts: gives the labelled stream's transcripts, for BPE.
         inherited: the initial experiment's units, where its head is kept.
+
+    Raises:
+        AsrkitError: if there are none, or others are asked for than those of the head that is kept.
     """
-    for folder in (exp_dir / "units", Path(config.dir) if config.dir else None, inherited):
-        if folder is not None and folder.is_dir():
-            return Units.load(folder)
-    if config.dir:
-        raise AsrkitError("no such folder of units", where=config.dir)
+    given = Units.load(Path(config.dir)) if config.dir else None
+    if inherited is not None:
+        other = given is not None and given != inherited
+        if other or config.kind not in (inherited.kind, "char"):
+            what = config.dir or f"units.kind {config.kind}"
+            raise AsrkitError(
+                f"keep_head is on, but `init` has other units than {what}", mend="leave units out, or keep_head=false"
+            )
+        return inherited
+    if given is not None:
+        return given
     if config.kind == "bpe":
-        return Units.train_bpe(texts(), config.size)
+        try:
+            return Units.train_bpe(texts(), config.size)
+        except AsrkitError as error:
+            raise AsrkitError(str(error), where=f"units.size={config.size}") from None
     if config.kind == "phone":
         return Units.phones(Path(config.lexicon))
     folder = data_dir / "units"

@@ -6,6 +6,7 @@
 #   run.sh --corpus librispeech --corpus-dir DIR --size base --subset 10h    DIR holds LibriSpeech/
 #   run.sh --corpus librispeech --init exp/other/pretrain --subset 1h        starts from a model there is already
 #   run.sh --corpus mini --stage 5                                           decoding and scoring again
+#   run.sh --corpus mini -- pretrain.updates=800 data.batch_seconds=50       other settings
 #
 #   --stage N, --stop-stage M   first and last stage to run (0 and 6):
 #                               0 download or check the corpus      1 prepare manifests (and synthesise, for mini)
@@ -15,8 +16,8 @@
 #   --corpus-dir DIR            holds LibriSpeech/ and perhaps librispeech_finetuning/ (corpora/CORPUS)
 #   --download                  fetch into --corpus-dir what is missing there; without --corpus-dir this is the default
 #   --method NAME               what follows pre-training; needs conf/CONFIG/NAME_SIZE.yaml (finetune)
-#   --config NAME               a folder of conf/: mini, study or librispeech (CORPUS)
-#   --size NAME                 mini, small, base or large (mini, small or base, after --config)
+#   --config NAME               a folder of conf/: mini or librispeech (CORPUS)
+#   --size NAME                 mini, small, base or large, as far as conf/CONFIG has it (mini; librispeech: base)
 #   --source NAME               labels of stage 3, for methods that have one: a subset
 #   --subset NAME               labelled speech: 10min, 1h, 9h, 10h, 100h or 960h (10h)
 #   --init EXP                  an experiment to start from in place of stage 2; `scratch` fine-tunes from random weights
@@ -24,17 +25,35 @@
 #   --data-dir DIR              prepared data (data/CORPUS)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
 #   --nproc N                   processes, one per GPU (1)
-#   -- KEY=VALUE …              changes to the configuration of every training stage that runs
+#   -- KEY=VALUE …              changes to the configuration: a method's own section (pretrain.updates=800) goes to the
+#                               stage of that method, everything else to every training stage
 #
-# Run it again with the same arguments to go on after an interruption.
+# Run it again with the same arguments to go on after an interruption. Stage 1 is not repeated once it is done, unless a run
+# begins with it (--stage 1).
 set -euo pipefail
 # shellcheck source=path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh"
 
+at_work="" # the stage that is running
 die() {
+    at_work=""
     echo "run.sh: $*" >&2
     exit 2
 }
+# Says how to go on when a stage has ended early. asrkit returns 2 for a mistake that it has told in one line already, and 130
+# when it was interrupted and has saved its state.
+ended() {
+    local status=$1
+    [ -n "$at_work" ] && [ "$status" -ne 0 ] || return 0
+    case $status in
+    2) ;;
+    130) echo "run.sh: interrupted in stage $at_work; the same command goes on from there" >&2 ;;
+    137) echo "run.sh: stage $at_work was killed, perhaps for want of memory; the same command goes on from there" >&2 ;;
+    *) echo "run.sh: stage $at_work failed, see above; once that is mended, the same command goes on from there" >&2 ;;
+    esac
+}
+trap 'ended $?' EXIT
+trap 'exit 130' INT
 
 # one_of FLAG VALUE ALLOWED…
 one_of() {
@@ -71,9 +90,13 @@ done
 
 one_of --corpus "$corpus" mini librispeech
 config=${config:-$corpus}
-one_of --config "$config" mini study librispeech
-case $config in mini) size=${size:-mini} ;; study) size=${size:-small} ;; *) size=${size:-base} ;; esac
-one_of --size "$size" mini small base large
+one_of --config "$config" $(cd "$root/conf" && printf '%s\n' */ | tr -d /)
+case $config in mini) size=${size:-mini} ;; *) size=${size:-base} ;; esac
+sizes=()
+for name in mini small base large; do
+    if compgen -G "$root/conf/$config/*_$name.yaml" >/dev/null; then sizes+=("$name"); fi
+done
+one_of --size "$size" "${sizes[@]}"
 one_of --stage "$stage" 0 1 2 3 4 5 6
 one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
 [ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
@@ -81,9 +104,6 @@ for flag in seed nproc; do
     case ${!flag} in *[!0-9]*) die "--$flag ${!flag}: not a whole number" ;; esac
 done
 [ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
-for override in "${overrides[@]}"; do
-    case $override in [a-z]*=*) ;; *) die "'$override' behind -- is not KEY=VALUE" ;; esac
-done
 
 # The prepared sets that each subset stands for; the small ones are Libri-light's label-limited folds.
 limited=no
@@ -101,9 +121,8 @@ tune=$method
 methods=()
 for file in "$conf"/*_"$size".yaml; do
     name=$(basename "$file" "_$size.yaml")
-    case $name in "*" | model | pretrain | scratch) ;; *) methods+=("$name") ;; esac
+    case $name in model | pretrain | scratch) ;; *) methods+=("$name") ;; esac
 done
-[ ${#methods[@]} -gt 0 ] || die "no configuration conf/$config/*_$size.yaml (ls conf/* shows what there is)"
 one_of --method "$method" "${methods[@]}"
 [ -z "$source" ] || die "--source $source: labels for stage 3, which the method $method does not have"
 tune_config=$conf/${tune}_${size}_$subset.yaml
@@ -111,6 +130,33 @@ tune_config=$conf/${tune}_${size}_$subset.yaml
 pretrain_config=$conf/pretrain_$size.yaml
 [ -f "$tune_config" ] || die "no configuration $tune_config"
 [ -n "$init" ] || [ -f "$pretrain_config" ] || die "no configuration $pretrain_config"
+
+# A method's own section exists in the configuration of its stage only; what a flag sets is not set twice.
+for override in "${overrides[@]}"; do
+    key=${override%%=*}
+    case $override in [a-z]*=*) ;; *) die "'$override' behind -- is not KEY=VALUE" ;; esac
+    case $key in
+    method | seed | init) die "'$override' behind --: use --$key" ;;
+    exp_dir | data.dir) die "'$override' behind --: use --${key/[._]/-}" ;;
+    data.labelled.sets) die "'$override' behind --: use --subset" ;;
+    esac
+    case " pretrain ${methods[*]} " in
+    *" ${key%%.*} "*)
+        [ "${key%%.*}" = "$method" ] || { [ "${key%%.*}" = pretrain ] && [ -z "$init" ]; } ||
+            die "'$override' behind --: this run has no stage of the method ${key%%.*}"
+        ;;
+    esac
+done
+# overrides_for METHOD prints what is behind -- that concerns a stage of the method, one per line.
+overrides_for() {
+    local override other
+    for override in "${overrides[@]}"; do
+        for other in pretrain "${methods[@]}"; do
+            [ "$other" = "$1" ] || [ "${override%%[.=]*}" != "$other" ] || continue 2
+        done
+        printf '%s\n' "$override"
+    done
+}
 
 [ -n "$corpus_dir" ] || download=yes
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
@@ -122,10 +168,13 @@ pretrained=$exp_dir/pretrain
 tuned=$exp_dir/${tune}_$subset
 
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
-# agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them.
+# agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds
+# DIR until run.sh and the commands it started are gone, so that no second run writes into it.
 agree() {
     local dir=$1 setting key noted
+    # A stage that failed before it had made anything binds nobody.
     [ -f "$dir/recipe.settings" ] || return 0
+    [ -e "$dir/checkpoints/last" ] || compgen -G "$dir/*/set.json" >/dev/null || return 0
     shift
     for setting in "$@"; do
         key=${setting%%=*}
@@ -135,8 +184,13 @@ agree() {
     done
 }
 settle() {
-    agree "$@"
+    local hold status=0
     mkdir -p "$1"
+    exec {hold}<"$1"
+    # 9: taken. Anything else that goes wrong is a file system without locks.
+    if type -P flock >/dev/null; then flock --nonblock --conflict-exit-code 9 "$hold" 2>/dev/null || status=$?; fi
+    [ "$status" -ne 9 ] || die "another run is writing to $1"
+    agree "$@"
     printf '%s\n' "${@:2}" >"$1/recipe.settings.part"
     mv "$1/recipe.settings.part" "$1/recipe.settings"
 }
@@ -148,10 +202,13 @@ tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init
 begin() {
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] || return 1
     type -P asrkit >/dev/null || die "the command asrkit is not installed (bash scripts/install.sh makes .venv with it)"
-    began=$SECONDS
-    printf '\n== Stage %s: %s\n   reads  %s\n   writes %s\n' "$@"
+    began=$SECONDS at_work=$1
+    printf '\n== Stage %s: %s\n   reads  %s\n   writes %s\n' "$1" "$2" "$3" "${4:-nothing}"
 }
-finish() { printf '   stage %s took %d s\n' "$1" $((SECONDS - began)); }
+finish() {
+    at_work=""
+    printf '   stage %s took %d s\n' "$1" $((SECONDS - began))
+}
 skip() {
     if [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; then printf '\n== Stage %s: skipped, %s\n' "$1" "$2"; fi
 }
@@ -163,11 +220,12 @@ require() {
         [ -f "$data_dir/$name/set.json" ] || die "$data_dir holds no prepared set $name (run stage 1; is it in $corpus_dir?)"
     done
 }
-# train CONFIG EXP KEY=VALUE…
+# train METHOD CONFIG EXP KEY=VALUE…
 train() {
-    local command=(asrkit)
+    local command=(asrkit) own
     [ "$nproc" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
-    "${command[@]}" train "$1" "exp_dir=$2" "seed=$seed" "data.dir=$data_dir" "${@:3}" "${overrides[@]}"
+    mapfile -t own < <(overrides_for "$1")
+    "${command[@]}" train "$2" "exp_dir=$3" "seed=$seed" "data.dir=$data_dir" "${@:4}" "${own[@]}"
 }
 
 # The parts of the corpus that the stages to come read, one per line.
@@ -192,9 +250,10 @@ check_corpus() {
     compgen -G "$home/test-*" >/dev/null || die "$home has no folder test-* (--download fetches it)"
 }
 
+if [ "$download" = yes ]; then network="the network"; else network=""; fi
 if [ "$corpus" = mini ]; then
     skip 0 "the mini corpus is not downloaded but synthesised in stage 1"
-elif begin 0 "corpus" "the network, or $corpus_dir" "$corpus_dir"; then
+elif begin 0 "corpus" "$corpus_dir${network:+, $network}" "${network:+$corpus_dir}"; then
     parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
@@ -205,9 +264,16 @@ elif begin 0 "corpus" "the network, or $corpus_dir" "$corpus_dir"; then
     finish 0
 fi
 
-if begin 1 "manifests, index and units" "$corpus_dir" "$data_dir"; then
+# What stage 1 found when it was last done, to tell whether there is anything new.
+prepared=$data_dir/recipe.prepared
+folders() { (cd "$corpus_dir" 2>/dev/null && ls -d LibriSpeech/*/ librispeech_finetuning/*/ *-*/ 2>/dev/null) || true; }
+if [ "$stage" -eq 0 ] && [ "$stop_stage" -ge 1 ] && [ -f "$prepared" ] && [ "$(folders)" = "$(cat "$prepared")" ]; then
+    agree "$data_dir" "${data_settings[@]}"
+    skip 1 "$data_dir is prepared (--stage 1 does it again)"
+elif begin 1 "manifests, index and units" "$corpus_dir" "$data_dir"; then
     settle "$data_dir" "${data_settings[@]}"
     asrkit prepare "$corpus" --corpus-dir "$corpus_dir" --output-dir "$data_dir"
+    folders >"$prepared"
     finish 1
 fi
 
@@ -216,7 +282,7 @@ if [ -n "$init" ]; then
 elif begin 2 "pre-training on all speech, without its transcripts" "$data_dir" "$pretrained"; then
     agree "$data_dir" "${data_settings[0]}"
     settle "$pretrained" "${pretrain_settings[@]}"
-    train "$pretrain_config" "$pretrained"
+    train pretrain "$pretrain_config" "$pretrained"
     finish 2
 fi
 
@@ -239,7 +305,7 @@ if begin 4 "CTC on the labelled subset $subset" "$data_dir${init:+, $init}" "$tu
         ;;
     esac
     settle "$tuned" "${tune_settings[@]}"
-    train "$tune_config" "$tuned" "${start[@]}" "data.labelled.sets=[$(IFS=, && echo "${labelled[*]}")]"
+    train "$method" "$tune_config" "$tuned" "${start[@]}" "data.labelled.sets=[$(IFS=, && echo "${labelled[*]}")]"
     finish 4
 fi
 
@@ -255,14 +321,17 @@ if begin 5 "decoding" "$data_dir, $tuned" "$tuned/decode"; then
     finish 5
 fi
 
-if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt"; then
+if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt, report.html"; then
     agree "$tuned" "${tune_settings[@]}"
     compgen -G "$tuned/decode/*/*/results.json" >/dev/null || die "$tuned/decode holds no results (run stage 5)"
     for result in "$tuned"/decode/*/*/results.json; do
         result=$(dirname "$result")
         printf '\n%s\n' "${result#"$tuned/decode/"}"
-        asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt"
+        asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt" --worst 0
     done
     python "$root/examples/librispeech/table.py" "$tuned"
+    shown=("$tuned")
+    if [ -z "$init" ] && [ -f "$pretrained/config.yaml" ]; then shown+=("$pretrained"); fi
+    asrkit report "${shown[@]}" --output "$tuned/report.html"
     finish 6
 fi

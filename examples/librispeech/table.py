@@ -16,7 +16,7 @@ def results_table(folder: Path) -> Table:
     """Return a row per decoded set and decoder, from decode/SET/DECODER/results.json."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("decode/*/*/results.json"))]
     first = results[0]
-    title = "{corpus}: {recipe}, labels {subset}, seed {seed}, {updates} updates".format(**first)
+    title = "{corpus}: {recipe}, labels {subset}, seed {seed}, model of update {updates}".format(**first)
     table = Table(title=title, title_justify="left")
     table.add_column("set")
     table.add_column("decoder")

@@ -1,0 +1,137 @@
+"""Decoding a scored set in several processes, with any number of settings."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from asrkit.decoding.config import BeamConfig
+from asrkit.decoding.factory import DecoderChoice, make_decoder, reweighted
+from asrkit.decoding.hypothesis import Decoder, Hypothesis
+from asrkit.errors import AsrkitError
+from asrkit.inference.scores import ScoredSet
+from asrkit.text.units import Units
+from asrkit.text.wer import ErrorCounts, count_errors
+
+T = TypeVar("T")
+R = TypeVar("R")
+_CHUNK = 16
+"""Utterances per task."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a process needs to decode."""
+
+    choice: DecoderChoice
+    units: Units
+    frame_rate: float
+    scored: ScoredSet
+
+
+@dataclass
+class _Worker:
+    setup: Setup
+    decoder: Decoder
+
+
+_worker: _Worker | None = None
+"""This process' share; set when a pool starts the process."""
+
+
+def cores() -> int:
+    """Return how many processes can run at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Searcher:
+    """Decodes a scored set. A context manager: its processes end with it."""
+
+    def __init__(self, setup: Setup, jobs: int) -> None:
+        """Make the decoder once here, so that mistakes are told before any process starts.
+
+        Args:
+            setup: what to decode, and with which decoder.
+            jobs: processes; 1 decodes in this one.
+
+        Raises:
+            AsrkitError: as `make_decoder`.
+        """
+        self.setup = setup
+        self._own = _Worker(setup, make_decoder(setup.choice, setup.units, setup.frame_rate, BeamConfig()))
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1 and len(setup.scored) > _CHUNK:
+            # As for data workers: the fork server has no threads whose locks a fork could copy.
+            methods = multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+            if "forkserver" in methods:
+                context.set_forkserver_preload([__name__])
+            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(setup,))
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder, with default weights."""
+        return self._own.decoder
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def hypotheses(self, config: BeamConfig, *, timed: bool = False) -> Iterator[list[Hypothesis]]:
+        """Return every utterance's readings, best first, in the scored set's order, with word times if wanted."""
+        places = range(len(self.setup.scored))
+        tasks = [(config, timed, places[i : i + _CHUNK]) for i in range(0, len(places), _CHUNK)]
+        for chunk in self._map(_read, tasks):
+            yield from chunk
+
+    def errors(self, configs: Sequence[BeamConfig]) -> Iterator[ErrorCounts]:
+        """Return the whole set's errors with each of the settings."""
+        return self._map(_errors, configs)
+
+    def _map(self, function: Callable[[_Worker, T], R], tasks: Iterable[T]) -> Iterator[R]:
+        if self._pool is None:
+            for task in tasks:
+                yield function(self._own, task)
+            return
+        try:
+            yield from self._pool.map(_run, ((function, task) for task in tasks))
+        except BrokenProcessPool:
+            raise AsrkitError(
+                "a decoding process was killed, perhaps for want of memory", mend="fewer --jobs"
+            ) from None
+
+
+def _start(setup: Setup) -> None:
+    global _worker
+    # Ctrl-C, which the terminal sends to all, is the first process' to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = _Worker(setup, make_decoder(setup.choice, setup.units, setup.frame_rate, BeamConfig()))
+
+
+def _run(call: tuple[Callable[[_Worker, T], R], T]) -> R:
+    assert _worker is not None
+    function, task = call
+    return function(_worker, task)
+
+
+def _read(worker: _Worker, task: tuple[BeamConfig, bool, range]) -> list[list[Hypothesis]]:
+    config, timed, places = task
+    decoder = reweighted(worker.decoder, config)
+    find = decoder.decode if timed else decoder.search
+    return [find(worker.setup.scored[place]) for place in places]
+
+
+def _errors(worker: _Worker, config: BeamConfig) -> ErrorCounts:
+    scored = worker.setup.scored
+    decoder = reweighted(worker.decoder, config)
+    return count_errors(scored.references, [decoder.search(scored[place])[0].text for place in range(len(scored))])

@@ -1,0 +1,121 @@
+"""Decoding prepared sets: what is written, that the number of processes is no matter, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from asrkit.decoding import flashlight
+from asrkit.decoding.factory import DecoderChoice
+from asrkit.errors import AsrkitError
+from asrkit.inference.decode import DecodeOptions, SetDecoder
+from asrkit.text.wer import read_transcripts
+from tests.inference.fakes import Mishearing, write_data, write_lm
+
+WITH_FLASHLIGHT = pytest.param(
+    "flashlight", marks=pytest.mark.skipif(not flashlight.available(), reason="flashlight-text is not installed")
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("corpus"), dev=12, test=20)
+
+
+@pytest.fixture(scope="module")
+def lm(data: Path) -> Path:
+    return write_lm(data.parent / "lm", 3)
+
+
+def decode(folder: Path, data: Path, **options) -> dict:
+    decoder = SetDecoder(Mishearing(folder), data, DecodeOptions(**{"jobs": 1, **options}))
+    decoder.decode("test")
+    return json.loads((folder / "decode" / "test" / decoder.conditions.label / "results.json").read_text())
+
+
+def test_greedy_is_the_default(data: Path, tmp_path: Path) -> None:
+    result = decode(tmp_path, data)
+    assert (result["decoder"], result["lm"], result["beam"], result["tuned_on"]) == ("greedy", None, None, None)
+    assert 0.1 < result["wer"] < 0.9
+    assert result["utterances"] == 20
+    folder = tmp_path / "decode" / "test" / "greedy"
+    assert sorted(path.name for path in folder.iterdir()) == ["hyp.trans.txt", "ref.trans.txt", "results.json"]
+    assert read_transcripts(folder / "hyp.trans.txt").keys() == read_transcripts(folder / "ref.trans.txt").keys()
+
+
+@pytest.mark.parametrize("name", ["beam", WITH_FLASHLIGHT])
+def test_a_language_model_helps(data: Path, lm: Path, tmp_path: Path, name: str) -> None:
+    greedy = decode(tmp_path, data)
+    result = decode(tmp_path, data, choice=DecoderChoice(name, lm), nbest=4, lm_weight=1.5)
+    assert result["wer"] < 0.7 * greedy["wer"]
+    assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (name, "nouns", 1.5, 0.0)
+    folder = tmp_path / "decode" / "test" / f"{name}-nouns"
+    hypotheses = read_transcripts(folder / "hyp.trans.txt")
+    rows = [json.loads(line) for line in (folder / "nbest.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["hypotheses"][0]["text"] for row in rows} == hypotheses
+    for row in rows:
+        scores = [reading["score"] for reading in row["hypotheses"]]
+        assert 1 <= len(scores) <= 4
+        assert scores == sorted(scores, reverse=True)
+        for reading in row["hypotheses"]:
+            assert [word["text"] for word in reading["words"]] == reading["text"].split()
+            count = len(reading["words"])
+            assert reading["score"] == pytest.approx(reading["acoustic"] + 1.5 * reading["lm"] + 0.0 * count, abs=1e-3)
+
+
+@pytest.mark.skipif(not flashlight.available(), reason="flashlight-text is not installed")
+def test_both_routes_agree_on_a_set(data: Path, lm: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("beam", "flashlight"):
+        choice = DecoderChoice(name, lm, lexicon="lm")
+        decode(tmp_path, data, choice=choice, lm_weight=1.0, word_score=0.5, beam=500)
+        found.append(read_transcripts(tmp_path / "decode" / "test" / f"{name}-nouns" / "hyp.trans.txt"))
+    assert found[0] == found[1]
+
+
+def test_processes_change_nothing(data: Path, lm: Path, tmp_path: Path) -> None:
+    written = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        decode(folder, data, choice=DecoderChoice("beam", lm), nbest=3, jobs=jobs, beam=20)
+        files = sorted((folder / "decode" / "test" / "beam-nouns").glob("*.*[tl]"))
+        written.append([path.read_text() for path in files])
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
+
+
+def test_words_outside_the_lexicon_are_never_written(data: Path, tmp_path: Path) -> None:
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("THE\nCAT C A T |\nGOAT\nA A\nBIRD\n")
+    decode(tmp_path, data, choice=DecoderChoice("beam", lexicon=str(lexicon)), beam=20)
+    hypotheses = read_transcripts(tmp_path / "decode" / "test" / "beam" / "hyp.trans.txt")
+    assert {word for text in hypotheses.values() for word in text.split()} <= {"THE", "CAT", "GOAT", "A", "BIRD"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tune_on": "test-clean", "choice": ("beam", True)}, "never tuned on a test set"),
+        ({"tune_on": "dev", "lm_weight": 1.0, "choice": ("beam", True)}, "either given or tuned"),
+        ({"tune_on": "dev"}, "no weights"),
+        ({"lm_weight": 1.0}, "no weights"),
+        ({"rescore_weight": 1.0}, "without a model"),
+        ({"nbest": 0}, "--nbest 0"),
+        ({"beam": 0, "choice": ("beam", True)}, "a beam of 0"),
+        ({"choice": ("greedy", True)}, "no language model"),
+        ({"choice": ("fast", True)}, "did you mean|known"),
+        ({"jobs": -1}, "--jobs -1"),
+    ],
+)
+def test_options_that_make_no_sense(data: Path, lm: Path, tmp_path: Path, options: dict, says: str) -> None:
+    name, with_lm = options.get("choice", ("auto", False))
+    with pytest.raises(AsrkitError, match=says):
+        decode(tmp_path, data, **{**options, "choice": DecoderChoice(name, lm if with_lm else None)})
+    assert not (tmp_path / "decode").exists()
+
+
+def test_a_missing_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AsrkitError, match="no such language model"):
+        DecoderChoice("beam", tmp_path / "none.arpa")

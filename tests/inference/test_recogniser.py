@@ -1,0 +1,183 @@
+"""`asrkit.load(EXP).transcribe` and `asrkit transcribe`: any file, any wave, one line for what cannot be read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers import STILL, WAVEFORM, merged, sentence, settings, speak, train
+
+import asrkit
+from asrkit import cli
+from asrkit.data.audio import resample
+from asrkit.errors import AsrkitError
+from asrkit.inference.recogniser import LONGEST_PIECE, Recogniser, split
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def exp_dir(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recogniser that has learnt just enough to write different letters."""
+    folder = tmp_path_factory.mktemp("recogniser") / "exp"
+    calm = {"updates": 40, "freeze_updates": 0, "mask": {"time_probability": 0.0, "channel_probability": 0.0}}
+    whole = settings("finetune", speech, encoder=STILL, finetune=calm, optimiser={"clip_norm": 5.0})
+    assert train(folder, whole, "training.validate_every=100") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recogniser(exp_dir: Path) -> Recogniser:
+    return asrkit.load(exp_dir, precision="fp32")
+
+
+def wave(seeds: tuple[int, ...] = (1, 2)) -> np.ndarray:
+    return np.concatenate([speak(sentence(seed), seed) for seed in seeds])
+
+
+def test_all_shapes_and_types_of_one_wave(recogniser: Recogniser) -> None:
+    samples = wave()
+    text = recogniser.transcribe(samples, RATE)
+    assert len(set(text)) > 1
+    same: list[Any] = [
+        torch.from_numpy(samples),
+        torch.from_numpy(samples).requires_grad_(),
+        samples.astype(np.float64),
+        samples[None],
+        np.stack([samples, samples]),
+        (samples * 32768).round().astype(np.int16),
+        (samples * 2.0**31).astype(np.int32),
+        list(samples.astype(float)),
+    ]
+    assert [recogniser.transcribe(one, RATE) for one in same] == [text] * len(same)
+    assert recogniser.transcribe(np.stack([samples, -samples]), RATE) == recogniser.transcribe(0 * samples, RATE)
+
+
+def test_other_rates(recogniser: Recogniser) -> None:
+    samples = wave()
+    for rate in (8_000, 44_100, 48_000):
+        heard = recogniser.transcribe(resample(samples, RATE, rate), rate)
+        again = recogniser.transcribe(resample(resample(samples, RATE, rate), rate, RATE), RATE)
+        assert heard == again
+
+
+@pytest.mark.parametrize("seconds", [1 / RATE, 0.001, 0.01, 0.024, 0.03, 0.1])
+@pytest.mark.parametrize("kind", [{}, WAVEFORM])
+def test_short_and_silent_waves(
+    seconds: float, kind: dict[str, Any], recogniser: Recogniser, speech: Path, tmp_path: Path
+) -> None:
+    if kind:
+        whole = settings("finetune", speech, encoder=kind, finetune={"updates": 1, "freeze_updates": 0})
+        assert train(tmp_path / "exp", merged(whole, {"data": {"dev": []}})) == 0
+        recogniser = asrkit.load(tmp_path / "exp")
+    for samples in (np.zeros(round(RATE * seconds), np.float32), wave()[: round(RATE * seconds)]):
+        assert isinstance(recogniser.transcribe(samples, RATE), str)
+
+
+def test_long_waves_are_cut_at_pauses(recogniser: Recogniser) -> None:
+    parts = [np.concatenate([speak(sentence(seed), seed), np.zeros(RATE, np.float32)]) for seed in range(40)]
+    long = np.concatenate(parts)
+    assert len(long) > 3 * LONGEST_PIECE * RATE
+    pieces = split(long, RATE)
+    assert all(len(piece) <= LONGEST_PIECE * RATE for piece in pieces)
+    assert np.array_equal(np.concatenate(pieces), long)
+    ends = np.cumsum([len(piece) for piece in pieces])[:-1]
+    assert all(np.abs(long[end - 800 : end + 800]).max() < 0.1 for end in ends), "in a pause"
+    texts = [recogniser.transcribe(piece, RATE) for piece in pieces]
+    assert recogniser.transcribe(long, RATE) == " ".join(text for text in texts if text)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "says"),
+    [
+        (np.zeros(0, np.float32), RATE, "shape"),
+        (np.zeros((2, 0), np.float32), RATE, "shape"),
+        (np.float32(1.0), RATE, "shape"),
+        (np.zeros((1, 1, 100), np.float32), RATE, "shape"),
+        (np.zeros((16_000, 2), np.float32), RATE, "transpose"),
+        (np.array([0.0, np.nan], np.float32), RATE, "not finite"),
+        (np.array([0.0, np.inf], np.float32), RATE, "not finite"),
+        (np.zeros(100, np.uint8), RATE, "uint8"),
+        (np.zeros(100, np.complex64), RATE, "complex64"),
+        (np.zeros(100, np.float32), 0, "sample rate of 0"),
+        (np.zeros(100, np.float32), -8000, "sample rate of -8000"),
+    ],
+)
+def test_what_is_no_wave_is_refused(recogniser: Recogniser, samples: Any, rate: int, says: str) -> None:
+    with pytest.raises(AsrkitError, match=says):
+        recogniser.transcribe(samples, rate)
+
+
+def test_files(exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = wave()
+    soundfile.write(tmp_path / "plain.wav", samples, RATE)
+    soundfile.write(tmp_path / "float.wav", samples, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "plain.flac", samples, RATE)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], 1), RATE)
+    soundfile.write(tmp_path / "telephone.wav", resample(samples, RATE, 8000), 8000)
+    soundfile.write(tmp_path / "music.ogg", resample(samples, RATE, 48_000), 48_000)
+    soundfile.write(tmp_path / "[silent] file.wav", 0 * samples, RATE)
+    soundfile.write(tmp_path / "long.flac", np.tile(samples, 12), RATE)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    paths = [str(tmp_path / name) for name in names]
+    assert cli.main(["transcribe", "--model", str(exp_dir), "--precision", "fp32", *paths]) == 0
+    told = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert list(told) == paths
+    text = told[str(tmp_path / "plain.wav")]
+    assert len(set(text)) > 1
+    for name in ("float.wav", "plain.flac", "stereo.wav"):
+        assert told[str(tmp_path / name)] == text
+    assert len(told[str(tmp_path / "long.flac")]) > 5 * len(text)
+
+
+def test_broken_files_do_not_stop_the_others(exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "good.wav", wave(), RATE)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "nothing.flac").write_bytes(b"")
+    soundfile.write(tmp_path / "cut.flac", wave(), RATE)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:60])
+    (tmp_path / "folder.wav").mkdir()
+    names = ["empty.wav", "text.wav", "nothing.flac", "cut.flac", "folder.wav", "missing.wav", "good.wav"]
+    paths = [str(tmp_path / name) for name in names]
+    assert cli.main(["transcribe", "--model", str(exp_dir), *paths]) == 2
+    said = capsys.readouterr()
+    errors = said.err.splitlines()
+    assert len(errors) == 6
+    for path, error in zip(paths, errors, strict=False):
+        assert error.startswith("asrkit: error: ")
+        assert path in error
+    assert said.out.startswith(f"{tmp_path / 'good.wav'}\t")
+    assert said.out.count("\n") == 1
+
+
+def test_what_has_no_recogniser_is_refused(speech: Path, tmp_path: Path) -> None:
+    with pytest.raises(AsrkitError, match="not an experiment"):
+        asrkit.load(tmp_path / "nowhere")
+    whole = settings("pretrain", speech, pretrain={"updates": 1})
+    assert train(tmp_path / "exp", whole) == 0
+    with pytest.raises(AsrkitError, match="no recogniser"):
+        asrkit.load(tmp_path / "exp")
+
+
+def test_a_torn_checkpoint_is_one_line(exp_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(exp_dir, tmp_path / "exp")
+    for path in (tmp_path / "exp" / "checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(AsrkitError, match="not a readable checkpoint"):
+        asrkit.load(tmp_path / "exp")
+
+
+def test_a_model_at_another_rate(speech: Path, tmp_path: Path) -> None:
+    """What a model of 8 kHz hears of a recording does not depend on the rate at which the recording comes."""
+    whole = settings("finetune", speech, encoder=WAVEFORM, finetune={"updates": 2, "freeze_updates": 0})
+    assert train(tmp_path / "exp", whole, "data.sample_rate=8000") == 0
+    narrow = asrkit.load(tmp_path / "exp")
+    samples = resample(wave(), RATE, 8_000)
+    assert narrow.sample_rate == 8_000
+    assert narrow.transcribe(wave(), RATE) == narrow.transcribe(samples, 8_000)

@@ -1,0 +1,120 @@
+"""Two processes learn what one learns, and a mistake in one of them ends both and is told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import STILL, assert_same, checkpoint, rows, settings, train, write_config
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+LAYER_DROP = {**STILL, "layer_drop": 0.3}
+
+
+def torchrun(jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the worker's jobs in two processes."""
+    for job in jobs:
+        write_config(folder / job["exp"], job.pop("settings"))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(WORKER), str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def recipes(speech: Path) -> dict[str, dict[str, Any]]:
+    # Adam divides by the gradient's size: with its usual epsilon, rounding decides the sign of steps whose gradient is zero.
+    exact = {"optimiser": {"epsilon": 1e-2, "clip_norm": 5.0}, "training": {"log_every": 1}}
+    no_diversity = {"updates": 12, "wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
+    return {
+        "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
+        "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
+        # An utterance per update: one of two ranks is without audio every time.
+        "starved": settings(
+            "finetune", speech, encoder=LAYER_DROP, data={"labelled": {"seconds_per_update": 0.2}}, **exact
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def together(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the experiments of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in recipes(speech).items()]
+    finetune = recipes(speech)["finetune"]
+    jobs.append({"exp": "stopped", "settings": finetune, "signal": 7, "status": 130})
+    jobs.append({"exp": "moved", "settings": finetune, "signal": 7, "status": 130})
+    jobs.append({"exp": "stopped", "settings": finetune, "status": 0})
+    done = torchrun(jobs, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def assert_close(one: Path, other: Path) -> None:
+    weights, others = checkpoint(one)["model"], checkpoint(other)["model"]
+    assert sorted(weights) == sorted(others)
+    for name, weight in weights.items():
+        torch.testing.assert_close(
+            weight, others[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name} {text}"
+        )
+    for row, same in zip(rows(one), rows(other), strict=True):
+        assert sorted(row) == sorted(same)
+        for key in {"loss", "grad_norm", "dev/loss", "dev/wer", "mask_share", "epoch", "infeasible"} & set(row):
+            assert row[key] == pytest.approx(same[key], rel=1e-3), key
+
+
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved"])
+def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
+    assert train(tmp_path / name, recipes(speech)[name]) == 0
+    assert checkpoint(tmp_path / name)["update"] >= 10
+    assert_close(together / name, tmp_path / name)
+
+
+def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
+    told = json.loads((together / "gradients.json").read_text())
+    assert told["updates"] > 50
+    assert told["unequal"] == []
+    # The head's phase leaves the rest without gradient, LayerDrop a layer.
+    assert told["without"]["encoder.projection.weight"] > 0
+    assert told["without"]["encoder.blocks.0.norm.weight"] > told["without"]["encoder.projection.weight"]
+    assert told["empty_shares"] >= 10
+
+
+def test_stopped_by_a_signal_to_one_of_two(together: Path) -> None:
+    assert rows(together / "stopped") == rows(together / "finetune")
+    assert_same(checkpoint(together / "stopped"), checkpoint(together / "finetune"))
+
+
+def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, tmp_path: Path) -> None:
+    shutil.copytree(together / "moved", tmp_path / "moved")
+    assert checkpoint(tmp_path / "moved")["update"] == 7
+    assert train(tmp_path / "moved", recipes(speech)["finetune"]) == 0
+    assert_close(tmp_path / "moved", together / "finetune")
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("fault", ["mistake", pytest.param("config", marks=SLOW), pytest.param("crash", marks=SLOW)])
+def test_a_mistake_ends_all_and_is_told_once(speech: Path, tmp_path: Path, fault: str) -> None:
+    whole = settings("finetune", speech)
+    if fault == "config":
+        whole["finetune"]["updates"] = -1
+    done = torchrun([{"exp": "exp", "settings": whole, "fault": fault, "status": 0}], tmp_path)
+    assert done.returncode != 0
+    said = {
+        "mistake": "asrkit: error: broken by the test",
+        "config": "finetune.updates is -1",
+        "crash": "ZeroDivisionError: broken",
+    }
+    # What torchrun itself says names the processes, not the reason.
+    assert done.stderr.count(said[fault]) == 1, done.stderr
+    assert done.stderr.count("asrkit: error") == (fault != "crash")
+    assert "Connection closed" not in done.stderr

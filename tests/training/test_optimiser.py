@@ -1,0 +1,166 @@
+"""What an update does to parameters: who moves, who decays, what is clipped, what is skipped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from asrkit.core.clock import Clock
+from asrkit.core.method import Method
+from asrkit.core.phase import Phase
+from asrkit.core.schedule import Schedule, ScheduleConfig
+from asrkit.core.step import Accumulate
+from asrkit.core.term import Losses, Prepared, Ratio
+from asrkit.data.batch import Batch
+from asrkit.errors import AsrkitError
+from asrkit.training.distributed import Ranks
+from asrkit.training.engine import TrainingEngine
+from asrkit.training.optimiser import Optimiser, OptimiserConfig
+
+ENGINE = TrainingEngine(torch.device("cpu"), "fp32", Ranks())
+
+
+class Two(Method):
+    """Two layers in groups of their own, without a loss: the tests write gradients by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.low, self.high = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def groups(self) -> Mapping[str, list[nn.Parameter]]:
+        return {"low": list(self.low.parameters()), "high": list(self.high.parameters())}
+
+    def phases(self) -> Sequence[Phase]:
+        return []
+
+    def terms(self, stream: str) -> Sequence[str]:
+        return ()
+
+    def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
+        raise NotImplementedError
+
+    def losses(self, stream: str, batch: Batch, draws: Any, clock: Clock) -> Losses:
+        raise NotImplementedError
+
+    def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
+        raise NotImplementedError
+
+
+def phase(*groups: str, reset: bool = False, rate: float = 0.1) -> Phase:
+    schedule = Schedule(ScheduleConfig(rate, "constant", warmup=0.0), 10)
+    return Phase("all", 10, (), dict.fromkeys(groups, schedule), Accumulate(), reset)
+
+
+def give_gradients(method: Method, size: float = 1.0, seed: int = 0) -> None:
+    random = torch.Generator().manual_seed(seed)
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            parameter.grad = size * torch.randn(parameter.shape, generator=random)
+
+
+def weights(method: Method) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(method.state_dict())
+
+
+def moved(before: Mapping[str, torch.Tensor], method: Method) -> set[str]:
+    return {name.split(".")[0] for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_a_group_outside_the_phase_neither_learns_nor_decays() -> None:
+    method = Two()
+    optimiser = Optimiser(method, OptimiserConfig(weight_decay=0.5))
+    optimiser.enter(phase("low", "high"), fresh=True)
+    give_gradients(method)
+    optimiser.update(phase("low", "high"), 0, ENGINE)
+    optimiser.enter(phase("high"), fresh=True)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in method.low.parameters())
+    before = weights(method)
+    for update in range(3):
+        give_gradients(method, seed=update)
+        norms, taken = optimiser.update(phase("high"), update, ENGINE)
+        assert taken
+        assert list(norms) == ["high"]
+    assert moved(before, method) == {"high"}
+
+
+def test_a_parameter_without_gradient_is_left_alone() -> None:
+    method = Two()
+    optimiser = Optimiser(method, OptimiserConfig(weight_decay=0.5))
+    optimiser.enter(phase("low", "high"), fresh=True)
+    before = weights(method)
+    norms, _ = optimiser.update(phase("low", "high"), 0, ENGINE)
+    assert norms == {"low": 0.0, "high": 0.0}
+    assert moved(before, method) == set()
+
+
+def test_an_update_is_torchs_adamw_with_the_groups_own_rates_and_limits() -> None:
+    method, twin = Two(), Two()
+    config = OptimiserConfig(clip_norm=1.0, group_clip_norm={"high": 0.0}, group_rate_scale={"high": 3.0})
+    optimiser = Optimiser(method, config)
+    optimiser.enter(phase("low", "high"), fresh=True)
+    plain = torch.optim.AdamW(
+        [{"params": twin.low.parameters(), "lr": 0.1}, {"params": twin.high.parameters(), "lr": 0.3}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.01,
+    )
+    for update in range(4):
+        give_gradients(method, 5.0, update)
+        give_gradients(twin, 5.0, update)
+        expected = {
+            name: torch.cat([p.grad.flatten() for p in group if p.grad is not None]).norm().item()
+            for name, group in twin.groups().items()
+        }
+        norms, _ = optimiser.update(phase("low", "high"), update, ENGINE)
+        assert norms == pytest.approx(expected, rel=1e-5)
+        nn.utils.clip_grad_norm_(twin.low.parameters(), 1.0)
+        plain.step()
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(value: float) -> None:
+    method = Two()
+    optimiser = Optimiser(method, OptimiserConfig())
+    optimiser.enter(phase("low", "high"), fresh=True)
+    give_gradients(method)
+    optimiser.update(phase("low", "high"), 0, ENGINE)
+    before, moments = weights(method), copy.deepcopy(optimiser.state_dict())
+    give_gradients(method)
+    assert method.low.weight.grad is not None
+    method.low.weight.grad[0, 0] = value
+    _, taken = optimiser.update(phase("low", "high"), 1, ENGINE)
+    assert not taken
+    assert moved(before, method) == set()
+    assert all(
+        torch.equal(moment, optimiser.state_dict()[name][key])
+        for name in moments
+        for key, moment in moments[name].items()
+    )
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_moments_live_across_phases_unless_reset(reset: bool) -> None:
+    method = Two()
+    optimiser = Optimiser(method, OptimiserConfig())
+    optimiser.enter(phase("low"), fresh=True)
+    give_gradients(method)
+    optimiser.update(phase("low"), 0, ENGINE)
+    assert optimiser.state_dict()
+    optimiser.enter(phase("low", reset=reset), fresh=False)
+    assert optimiser.state_dict(), "a restart inside a phase forgets nothing"
+    optimiser.enter(phase("low", reset=reset), fresh=True)
+    assert bool(optimiser.state_dict()) == (not reset)
+
+
+@pytest.mark.parametrize("changes", [{"group_clip_norm": {"lwo": 1.0}}, {"group_rate_scale": {"lwo": 1.0}}])
+def test_an_unknown_group_is_named(changes: dict[str, Any]) -> None:
+    with pytest.raises(AsrkitError, match=r"'lwo'.*did you mean 'low'"):
+        Optimiser(Two(), OptimiserConfig(**changes))
