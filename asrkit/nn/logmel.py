@@ -58,9 +58,12 @@ class LogMelConfig:
     """Channels of the subsampling convolutions."""
 
     def __post_init__(self) -> None:
-        for key in ("bins", "window_ms", "hop_ms", "global_deviation", "channels"):
+        for key in ("bins", "global_deviation", "channels"):
             if getattr(self, key) <= 0:
                 raise AsrkitError(f"logmel.{key} is {getattr(self, key)}", mend="more than 0")
+        for key in ("window_ms", "hop_ms"):
+            if not 1 <= getattr(self, key) <= 1000:
+                raise AsrkitError(f"logmel.{key} is {getattr(self, key)}", mend="milliseconds: 1 to 1000")
         if not 0 <= self.low_hz < self.high_hz <= SAMPLE_RATE / 2:
             raise AsrkitError(f"logmel.low_hz {self.low_hz} and logmel.high_hz {self.high_hz} do not lie in 0 to 8000")
         if self.normalisation not in NORMALISATIONS:

@@ -80,13 +80,16 @@ class Trainer:
             AsrkitError: if the method calls its run unhealthy, memory runs out, or nothing but non-finite updates comes.
         """
         self.metrics = MetricLog(self.exp_dir, self.update) if self.engine.ranks.is_first else None
-        phases = list(enumerate(self.method.phases()))
+        phases = self.method.phases()
+        epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
+        lengths = [phase.updates(epochs) for phase in phases]
         try:
             with StopRequest(self.engine.ranks) as stop:
-                for index, phase in phases[self.phase_index :]:
+                for index in range(self.phase_index, len(phases)):
                     if index != self.phase_index:
                         self.phase_index, self.phase_update = index, 0
-                    self._run_phase(phase, stop, final=index == len(phases) - 1)
+                    if lengths[index]:
+                        self._run_phase(phases[index], lengths[index], stop, final=not any(lengths[index + 1 :]))
         finally:
             self.view.stop()
             for stream in self.streams.values():
@@ -94,8 +97,7 @@ class Trainer:
             if self.metrics is not None:
                 self.metrics.close()
 
-    def _run_phase(self, phase: Phase, stop: StopRequest, final: bool) -> None:
-        length = phase.updates({name: stream.updates_per_epoch for name, stream in self.streams.items()})
+    def _run_phase(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
         self.view.start(phase.name, self.phase_update, length)
         if self.validation_due:
             self._settle(phase, length, stop, final)

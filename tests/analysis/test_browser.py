@@ -97,9 +97,14 @@ def test_curves_tables_audio_and_pictures_are_there(opened: Browser) -> None:
     assert len(opened(words)) == 3
 
 
-def test_opens_quickly_and_renders_lazily_and_finds(browser: Browser, page: Path) -> None:
+@pytest.mark.slow
+def test_opens_in_under_two_seconds(browser: Browser, page: Path) -> None:
     browser.open(page.as_uri())
     assert 0 < browser.thread_seconds() < 2
+
+
+def test_renders_lazily_and_finds(browser: Browser, page: Path) -> None:
+    browser.open(page.as_uri())
     assert count(browser, "#utterance-rows > tr:not(.detail)") <= 120
     assert "1,501 of 3,000" not in browser("document.getElementById('utterance-count').textContent")
     search = "document.querySelector('#utterances input[type=search]')"
@@ -201,6 +206,7 @@ def test_nothing_is_wider_than_the_window(opened: Browser, page: Path, width: in
     assert opened("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_a_watched_page_follows_its_file_unless_paused(browser: Browser, page: Path, tmp_path: Path) -> None:
     folders = [page.parent / "first"]
     output = tmp_path / "live.html"

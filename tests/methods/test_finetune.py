@@ -55,6 +55,14 @@ def test_a_frontend_without_parameters_is_no_group(speech: Path, tmp_path: Path)
         assert "learning_rate/frontend" not in rows(tmp_path / name)[-2]
 
 
+def test_a_run_may_be_the_head_alone(speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = settings("finetune", speech, finetune={"updates": 3, "freeze_updates": 3})
+    assert train(tmp_path / "exp", whole) == 0
+    assert {row["phase"] for row in rows(tmp_path / "exp")} == {"head"}
+    assert train(tmp_path / "exp", whole) == 0
+    assert "complete at step 3, nothing to do" in capsys.readouterr().out
+
+
 def test_spec_augment_blanks_out_what_was_drawn() -> None:
     method = make_method("finetune", encoder=STILL, finetune={"spec_augment": SPEC})
     batch = make_batch([1, 2, 3])
