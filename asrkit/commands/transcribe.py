@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--chunk-seconds",
         type=float,
         metavar="S",
-        help="longer recordings are divided, at pauses if there are any (the longest utterance in training, at most 30)",
+        help="longer recordings are divided, at pauses if there are any (as training had, at most 30)",
     )
     stream = parser.add_argument_group("streaming")
     stream.add_argument(
@@ -126,7 +126,7 @@ def _sources(options: argparse.Namespace, sample_rate: int, spool: Path | None) 
         for path, problem in find_audio([given]):
             if str(path) in places:
                 continue
-            below = path.relative_to(given) if given.is_dir() else Path(path.name)
+            below = path.relative_to(given) if given.is_dir() and path != given else Path(path.name)
             # Recordings that differ in the suffix only keep it.
             place = str(below.with_suffix(""))
             place = str(below) if place in taken else place

@@ -167,17 +167,14 @@ class Streamer:
         if not gaps:
             return len(words), self._end
         _, count = max(gaps)
-        count = max(count, self._stable)
-        if count == len(words):
-            return count, self._end
         return count, (words[count - 1].end + words[count].start) / 2
 
     def _final(self, count: int, cut: float) -> Update:
-        """Make the first words final and forget the audio before ``cut`` seconds."""
-        self._words = self._words[:count]
-        self._stable = count
+        """Make the first words final and forget the audio before ``cut`` seconds; of the rest what is stable stays so."""
+        rest, stable = self._words[count:], max(0, self._stable - count)
+        self._words, self._stable = self._words[:count], count
         update = self._update(final=True)
-        self._words, self._stable = (), 0
+        self._words, self._stable = rest, stable
         self._cut(max(cut, self._begin / self._rate))
         return update
 

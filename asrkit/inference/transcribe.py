@@ -23,7 +23,7 @@ from asrkit.inference.transcript import Path, Transcript, read_transcript
 if TYPE_CHECKING:
     from asrkit.inference.recogniser import Recogniser
 
-_SHORTEST_CHUNK = 2.0
+_SHORTEST_CHUNK, _SLACK = 2.0, 1.25
 _POOL = 4
 """Batches of audio that are sorted by length together."""
 
@@ -82,7 +82,7 @@ def default_batch_seconds(recogniser: Recogniser) -> float:
 
 
 def longest_heard(recogniser: Recogniser) -> float:
-    """Return the length of the longest labelled utterance in training, at most `CHUNK_SECONDS`.
+    """Return a quarter more than the longest labelled utterance of training, at most `CHUNK_SECONDS`.
 
     A model that has heard single sentences only is lost in anything longer. Where the prepared data are not at hand any
     more, it is taken for one that has heard long utterances.
@@ -93,7 +93,7 @@ def longest_heard(recogniser: Recogniser) -> float:
     except AsrkitError:
         return CHUNK_SECONDS
     longest = max((float(index.durations.max()) for index in sets), default=CHUNK_SECONDS)
-    return min(max(longest, _SHORTEST_CHUNK), CHUNK_SECONDS)
+    return min(max(_SLACK * longest, _SHORTEST_CHUNK), CHUNK_SECONDS)
 
 
 def transcribe(
