@@ -56,5 +56,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 def with_pauses(seconds: list[float], pause: float) -> np.ndarray:
     """Return stretches of such a sound with digital silence between them."""
-    parts = [part for n, length in enumerate(seconds) for part in (noise(length, n), np.zeros(round(pause * RATE), "f4"))]
+    parts = [
+        part for n, length in enumerate(seconds) for part in (noise(length, n), np.zeros(round(pause * RATE), "f4"))
+    ]
     return np.concatenate(parts[:-1])

@@ -129,7 +129,17 @@ def test_two_hours_fit_into_two_gibibytes(speech: Path, tmp_path: Path) -> None:
     with soundfile.SoundFile(path, "w", RATE, 1) as file:
         for _ in range(7200 // 21 + 1):
             file.write(sound)
-    command = [sys.executable, "-m", "asrkit", "transcribe", "--model", str(tmp_path / "exp"), "--format", "json", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "asrkit",
+        "transcribe",
+        "--model",
+        str(tmp_path / "exp"),
+        "--format",
+        "json",
+        str(path),
+    ]
     measured = (
         "import json, resource, subprocess, sys\n"
         "out = subprocess.run(sys.argv[1:], check=True, capture_output=True, text=True).stdout\n"
