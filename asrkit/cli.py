@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
+from asrkit.commands import align as align_command
 from asrkit.commands import decode as decode_command
 from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
+from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
@@ -97,13 +99,22 @@ def _parser() -> Parser:
     transcribe = _add(
         commands,
         "transcribe",
-        _transcribe,
-        "write the text of audio files",
-        "asrkit transcribe --model exp/finetune talk.flac interview.wav",
+        transcribe_command.run,
+        "write the text of recordings",
+        "asrkit transcribe --model exp/finetune talk.flac interviews/ --format srt --output subtitles",
     )
-    transcribe.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
+    transcribe_command.add(transcribe)
     _add_model_options(transcribe)
+
+    align = _add(
+        commands,
+        "align",
+        align_command.run,
+        "find when the words and characters of a known text are spoken",
+        "asrkit align --model exp/finetune --audio talk.flac --text talk.txt --format textgrid --output aligned",
+    )
+    align_command.add(align)
+    _add_model_options(align)
 
     report = _add(
         commands,
@@ -284,20 +295,6 @@ def _decode(options: argparse.Namespace) -> int:
 
 def _lm(options: argparse.Namespace) -> int:
     return lm_command.run(options, console)
-
-
-def _transcribe(options: argparse.Namespace) -> int:
-    from asrkit.inference.recogniser import load, transcribe_files
-
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    failed = 0
-    for path, outcome in transcribe_files(recogniser, options.audio):
-        if isinstance(outcome, AsrkitError):
-            failed += 1
-            _print_error(outcome)
-        else:
-            print(f"{path}\t{outcome}", flush=True)  # rich would turn the tab into spaces
-    return 2 if failed else 0
 
 
 def _report(options: argparse.Namespace) -> int:
