@@ -140,7 +140,12 @@ def _parser() -> Parser:
         "asrkit results exp examples/librispeech/results --output RESULTS.md",
     )
     results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
-    results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+    results.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="FILE.md keeps all tables between its markers; any other file gets what is on the screen",
+    )
     language_model = _add(
         commands, "lm", _lm, "make n-gram language models", "asrkit lm train text.txt --output lm.arpa"
     )
@@ -314,11 +319,7 @@ def _report(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> int:
     from asrkit.analysis import results
 
-    found = results.collect(options.folders)
-    for table in results.rich_tables(found):
-        console.print(table)
-    if options.output is not None:
-        results.write_results(options.output, results.markdown(found))
+    results.show(results.collect(options.folders), options.output)
     return 0
 
 

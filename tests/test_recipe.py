@@ -6,7 +6,6 @@ The scripts find the project by their own place, so they run here in a copy whos
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -32,27 +31,9 @@ train)
     for setting in "$@"; do case $setting in exp_dir=*) exp=${setting#exp_dir=} ;; esac; done
     mkdir -p "$exp/checkpoints" && echo step_1.pt >"$exp/checkpoints/last" && echo 'method: x' >"$exp/config.yaml" ;;
 decode)
-    mkdir -p "$3/decode/dev-clean/greedy" && cp "$RESULT" "$3/decode/dev-clean/greedy/results.json" ;;
+    mkdir -p "$3/decode/dev-clean/greedy" && echo '{}' >"$3/decode/dev-clean/greedy/results.json" ;;
 esac
 """
-
-RESULT = {
-    "set": "dev-clean",
-    "corpus": "mini",
-    "wer": 0.1234,
-    "cer": 0.05,
-    "words": 1000,
-    "substitutions": 100,
-    "deletions": 13,
-    "insertions": 10,
-    "utterances": 50,
-    "decoder": "greedy",
-    "recipe": "pretrain+finetune",
-    "subset": "1h",
-    "seed": 1,
-    "updates": 7,
-    "seconds": 2.5,
-}
 
 
 class Project:
@@ -71,14 +52,12 @@ class Project:
         stub.parent.mkdir(parents=True)
         stub.write_text(STUB)
         stub.chmod(0o755)
-        (folder / "result.json").write_text(json.dumps(RESULT))
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "CALLS": str(self.folder / "calls"),
-            "RESULT": str(self.folder / "result.json"),
             **{"INTERRUPT": "-", "FAIL": "-", "STATUS": "1", **settings},
         }
         (self.folder / "calls").write_text("")
@@ -165,17 +144,14 @@ def test_all_stages_in_order(project: Project) -> None:
         "decode --model exp/a/finetune_1h --data data/mini --sets dev-clean test-clean",
         "score exp/a/finetune_1h/decode/dev-clean/greedy/ref.trans.txt "
         "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt --worst 0",
+        "results exp/a/finetune_1h/decode --output exp/a/finetune_1h/results.txt",
         "report exp/a/finetune_1h exp/a/pretrain --output exp/a/finetune_1h/report.html",
     ]
-    table = (project.folder / "exp/a/finetune_1h/results.txt").read_text()
-    assert "12.34" in table
-    assert "pretrain+finetune" in table
-    assert table in done.stdout
 
 
 @pytest.mark.parametrize(
     ("stage", "calls"),
-    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 2)],
+    [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1), (5, 1), (6, 3)],
 )
 def test_each_stage_runs_alone(project: Project, stage: int, calls: int) -> None:
     assert project.run(*ALL).returncode == 0

@@ -94,7 +94,7 @@ def report(
         "refresh": refresh,
         "experiments": experiments,
         "tests": _tests(page),
-        "headings": results.HEADINGS,
+        "headings": [{"name": column.heading, "right": column.right} for column in results.COLUMNS],
         "decodings": page.decodings,
         "similarity": [found for run in runs for found in run.similarities()],
     }

@@ -266,7 +266,7 @@ class SetDecoder:
             insertions=total.insertions,
             utterances=total.utterances,
             decoder=conditions.decoder,
-            lm=conditions.lm,
+            lm=self.options.choice.lm.name if self.options.choice.lm else None,
             model=str(experiment.folder),
             recipe=experiment.recipe,
             method=experiment.config.method,

@@ -329,7 +329,8 @@ if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt, report.html";
         printf '\n%s\n' "${result#"$tuned/decode/"}"
         asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt" --worst 0
     done
-    python "$root/examples/librispeech/table.py" "$tuned"
+    printf '\n'
+    asrkit results "$tuned/decode" --output "$tuned/results.txt"
     shown=("$tuned")
     if [ -z "$init" ] && [ -f "$pretrained/config.yaml" ]; then shown+=("$pretrained"); fi
     asrkit report "${shown[@]}" --output "$tuned/report.html"

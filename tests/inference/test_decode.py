@@ -59,7 +59,12 @@ def test_a_language_model_helps(data: Path, lm: Path, tmp_path: Path, name: str)
     greedy = decode(tmp_path, data)
     result = decode(tmp_path, data, choice=DecoderChoice(name, lm), nbest=4, lm_weight=1.5, beam=25)
     assert result["wer"] < 0.7 * greedy["wer"]
-    assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (name, "nouns", 1.5, 0.0)
+    assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (
+        name,
+        "nouns.arpa",
+        1.5,
+        0.0,
+    )
     folder = tmp_path / "decode" / "test" / f"{name}-nouns"
     hypotheses = read_transcripts(folder / "hyp.trans.txt")
     rows = [json.loads(line) for line in (folder / "nbest.jsonl").read_text().splitlines()]
