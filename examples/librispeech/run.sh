@@ -25,6 +25,9 @@
 #   --source NAME               labels of stage 3, for methods that have some of their own: a subset (100h; mini: 9h)
 #   --subset NAME               labelled speech of the last stage: 10min, 1h, 9h, 10h, 100h or 960h (10h)
 #   --init EXP                  an experiment to start from in place of stage 2; `scratch` starts from random weights
+#   --lm NAME                   a language model for stage 5, which then decodes with and without, its weights searched on
+#                               dev-clean: train (a 4-gram of the transcripts of --subset), official or official-small
+#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none)
 #   --seed N                    (1)
 #   --data-dir DIR              prepared data (data/CORPUS)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
@@ -67,13 +70,13 @@ one_of() {
     case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
 }
 
-stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init=""
+stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init="" lm=none
 seed=1 data_dir="" exp_dir="" nproc=1 overrides=()
 while [ $# -gt 0 ]; do
     flag=$1
     shift
     case $flag in
-    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | \
+    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | --lm | \
         --seed | --data-dir | --exp-dir | --nproc)
         [ $# -gt 0 ] && [ -n "$1" ] && [ "${1#--}" = "$1" ] || die "$flag needs a value (see run.sh --help)"
         name=${flag#--}
@@ -104,6 +107,8 @@ done
 one_of --size "$size" "${sizes[@]}"
 one_of --stage "$stage" 0 1 2 3 4 5 6
 one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
+one_of --lm "$lm" none train official official-small
+case $lm in official*) [ "$corpus" = librispeech ] || die "--lm $lm is made for LibriSpeech; for $corpus there is --lm train" ;; esac
 [ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
 for flag in seed nproc; do
     case ${!flag} in *[!0-9]*) die "--$flag ${!flag}: not a whole number" ;; esac
@@ -215,6 +220,13 @@ if [ "$route" = refine ]; then
     case $init in scratch) name=${method}_scratch ;; *) name=$method ;; esac
     refined=$exp_dir/${name}_$source tuned=$exp_dir/${name}_${source}_finetune_$subset
 fi
+# The file of --lm, and its name for the download.
+lm_file="" lm_part=""
+case $lm in
+train) lm_file=$tuned/lm/train_4gram.arpa ;;
+official) lm_file=$corpus_dir/lm/4-gram.arpa.gz lm_part=4-gram ;;
+official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz lm_part=3-gram-small ;;
+esac
 
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds
@@ -328,10 +340,11 @@ elif begin 0 "corpus" "$corpus_dir${network:+, $network}" "${network:+$corpus_di
     parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
-        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
+        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" $lm_part dev-clean dev-other test-clean test-other | sort -u)
         python -m asrkit.data.download --corpus-dir "$corpus_dir" "${fetched[@]}"
     fi
     check_corpus "${parts[@]}"
+    [ -z "$lm_part" ] || [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)"
     finish 0
 fi
 
@@ -406,6 +419,12 @@ if begin 5 "decoding" "$data_dir, $tuned" "$tuned/decode"; then
     done
     [ ${#sets[@]} -gt 0 ] || die "$data_dir holds no prepared set dev* or test* (run stage 1)"
     asrkit decode --model "$tuned" --data "$data_dir" --sets "${sets[@]}"
+    if [ "$lm" != none ]; then
+        require dev-clean
+        [ "$lm" != train ] || asrkit lm train --data "$data_dir" --sets "${labelled[@]}" --order 4 --output "$lm_file"
+        [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (stage 0 with --download fetches it)"
+        asrkit decode --model "$tuned" --data "$data_dir" --lm "$lm_file" --tune-on dev-clean --sets "${sets[@]}"
+    fi
     finish 5
 fi
 
@@ -417,7 +436,8 @@ if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt, report.html";
         printf '\n%s\n' "${result#"$tuned/decode/"}"
         asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt" --worst 0
     done
-    python "$root/examples/librispeech/table.py" "$tuned"
+    printf '\n'
+    asrkit results "$tuned/decode" --output "$tuned/results.txt"
     shown=("$tuned" ${refined:+"$refined"})
     if [ -z "$init" ] && [ -f "$pretrained/config.yaml" ]; then shown+=("$pretrained"); fi
     asrkit report "${shown[@]}" --output "$tuned/report.html"
