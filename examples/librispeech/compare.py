@@ -47,9 +47,8 @@ class Runner:
 
     def _prepare(self) -> None:
         """Prepare the data and pre-train once for all recipes."""
-        self._call(
-            [*self.study.arguments, "--stop-stage", "2", "--exp-dir", str(self.options.exp_dir / "shared")], "shared"
-        )
+        shared = ["--stop-stage", "2", "--exp-dir", str(self.options.exp_dir / "shared"), "--", *self.study.pretraining]
+        self._call([*self.study.arguments, *shared], "shared")
 
     def _run(self, name: str, point: int, seed: int) -> Run:
         recipe = self.recipes[name]
@@ -127,6 +126,8 @@ class Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         split = arguments.index("--") if "--" in arguments else len(arguments)
         command = ["bash", str(HOME / "run.sh"), *arguments[:split], "--data-dir", str(self.options.data_dir)]
+        if self.options.corpus_dir is not None:
+            command += ["--corpus-dir", str(self.options.corpus_dir.absolute())]
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.options.jobs))
         with open(log, "a", encoding="utf-8") as file:
             file.write(" ".join(command) + "\n")
@@ -173,7 +174,7 @@ def main() -> int:
     parser.add_argument("study")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default="")
-    for name in ("--data-dir", "--exp-dir", "--results-dir", "--output"):
+    for name in ("--corpus-dir", "--data-dir", "--exp-dir", "--results-dir", "--output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()

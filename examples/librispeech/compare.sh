@@ -10,6 +10,7 @@
 #   STUDY                a file of examples/librispeech/studies/, or the path of one like them
 #   --jobs N             runs at a time; each gets its share of the CPU's cores (1)
 #   --only TEXT          leave out recipes without this in their name
+#   --corpus-dir DIR     the corpus, as run.sh takes it
 #   --data-dir DIR       prepared data (data/STUDY)
 #   --exp-dir DIR        experiments (exp/STUDY); may be removed when the study is done
 #   --results-dir DIR    what is kept (examples/librispeech/results/STUDY)

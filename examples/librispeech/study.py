@@ -44,6 +44,8 @@ class Study:
     """Heading of its tables."""
     arguments: list[str] = field(default_factory=list)
     """Of run.sh, for all runs."""
+    pretraining: list[str] = field(default_factory=list)
+    """KEY=VALUE for the pre-training that the recipes share."""
     subsets: list[str] = field(default_factory=list)
     """Labels of the last stage; the search uses the first."""
     sets: list[str] = field(default_factory=list)
