@@ -237,8 +237,9 @@ def read_similarities(path: Path) -> list[Similarity]:
         raise AsrkitError("not a file of `asrkit similarity`", where=path, mend=f"give a {FILE}") from None
 
 
-def _parse(values: dict[str, Any]) -> Similarity:
-    pair = Similarity(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+def _parse(stored: dict[str, Any]) -> Similarity:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    pair = Similarity(**values)
     rates = (*pair.pwcca, *pair.a_to_b, *pair.b_to_a, *pair.noise)
     lengths = {len(each) for each in (pair.layers, pair.pwcca, pair.a_to_b, pair.b_to_a, pair.noise)}
     if len(lengths) != 1 or not all(0 <= rate <= 1 for rate in rates):

@@ -18,17 +18,27 @@ _MARKERS = "osD^vP*X"
 _QUIET = "#5b5f66"
 
 
-def draw(pairs: Sequence[Similarity], path: Path) -> None:
-    """Draw pairs into a file whose ending says its kind (png, pdf, svg).
+def picture_kind(path: Path) -> str:
+    """Return the kind of picture that a file's ending stands for: png, pdf, svg, ….
 
     Raises:
-        AsrkitError: if matplotlib writes no such kind, or the file cannot be written.
+        AsrkitError: if matplotlib writes no such kind.
     """
-    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-    known = FigureCanvasAgg(figure).get_supported_filetypes()
     kind = path.suffix.removeprefix(".").lower()
+    known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
         raise AsrkitError(f"no picture of kind '{kind}'", where=path, mend="known: " + ", ".join(sorted(known)))
+    return kind
+
+
+def draw(pairs: Sequence[Similarity], path: Path) -> None:
+    """Draw pairs into a file, whose ending says its kind.
+
+    Raises:
+        AsrkitError: as `picture_kind`, and if the file cannot be written.
+    """
+    kind = picture_kind(path)
+    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     lines = []
     for place, pair in enumerate(pairs):

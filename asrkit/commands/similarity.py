@@ -14,7 +14,7 @@ from rich.text import Text
 from asrkit.errors import AsrkitError
 
 if TYPE_CHECKING:
-    from asrkit.analysis.similarity import Similarity
+    from asrkit.analysis.similarity import Similarity, SimilarityConfig
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,36 +48,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Compare pairs of experiments; write and show what came out."""
     from asrkit.analysis import similarity
-    from asrkit.analysis.similarity_figure import draw
+    from asrkit.analysis.similarity_figure import draw, picture_kind
 
     asked = _pairs(options)
     found = [pair for path in options.earlier for pair in similarity.read_similarities(path)]
-    if not asked and not found:
-        raise AsrkitError("nothing to compare", mend="--a EXP --b EXP, or --pair NAME=EXP,EXP")
-    output = options.output
-    if output is None:
-        if len(asked) != 1 or found:
-            raise AsrkitError("several pairs have no folder of their own", mend="say where they go: --output DIR")
-        (a, b) = asked[0][1:]
-        output = b / f"similarity_{a.resolve().name}"
+    output = _output(options, asked, len(found))
+    figure = options.plot or output / "similarity.png"
+    picture_kind(figure)
+    names = [pair.name for pair in found] + [name for name, _, _ in asked]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise AsrkitError(f"two pairs are called '{twice[0]}'", mend="name them apart: --pair NAME=EXP,EXP")
     if asked:
-        if options.data is None:
-            raise AsrkitError("no speech to compare on", mend="--data DATA --sets dev-clean")
-        config = similarity.SimilarityConfig(
-            data_dir=options.data,
-            sets=tuple(options.sets),
-            layers=tuple(_layer(text) for text in options.layers),
-            cut_off=similarity.CUT_OFF if options.cut_off is None else options.cut_off,
-            device=options.device,
-            precision=options.precision,
-        )
+        config = _config(options)
         for name, a, b in asked:
             sides = similarity.Side(a, options.a_checkpoint), similarity.Side(b, options.b_checkpoint)
             found.append(similarity.compare_experiments(name, *sides, config, console))
-    names = [pair.name for pair in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise AsrkitError(f"two pairs are called '{twice[0]}'", mend="name them apart: --pair NAME=EXP,EXP")
-    figure = options.plot or output / "similarity.png"
     draw(found, figure)
     similarity.write_similarities(output / similarity.FILE, found)
     for table in _tables(found):
@@ -94,6 +79,33 @@ def run(options: argparse.Namespace, console: Console) -> int:
             )
     console.print(f"{output / similarity.FILE}, {figure}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _output(options: argparse.Namespace, asked: Sequence[tuple[str, Path, Path]], earlier: int) -> Path:
+    """Return the folder for what is written."""
+    if not asked and not earlier:
+        raise AsrkitError("nothing to compare", mend="--a EXP --b EXP, or --pair NAME=EXP,EXP")
+    if options.output is not None:
+        return Path(options.output)
+    if len(asked) != 1 or earlier:
+        raise AsrkitError("several pairs have no folder of their own", mend="say where they go: --output DIR")
+    _, a, b = asked[0]
+    return b / f"similarity_{a.resolve().name}"
+
+
+def _config(options: argparse.Namespace) -> SimilarityConfig:
+    from asrkit.analysis.similarity import CUT_OFF, SimilarityConfig
+
+    if options.data is None:
+        raise AsrkitError("no speech to compare on", mend="--data DATA --sets dev-clean")
+    return SimilarityConfig(
+        data_dir=options.data,
+        sets=tuple(options.sets),
+        layers=tuple(_layer(text) for text in options.layers),
+        cut_off=CUT_OFF if options.cut_off is None else options.cut_off,
+        device=options.device,
+        precision=options.precision,
+    )
 
 
 def _pairs(options: argparse.Namespace) -> list[tuple[str, Path, Path]]:
