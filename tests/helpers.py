@@ -112,12 +112,28 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
             "keep_checkpoints": 100,
         },
     }
-    if method == "pretrain":
+    head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
+    if method != "finetune":
         whole["data"]["unlabelled"] = {**stream, "crop_seconds": 1.2}
-        head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
-        whole["pretrain"] = {"updates": 10, "schedule": schedule, "wav2vec2": head}
-    else:
+    if method != "pretrain":
         whole["data"]["labelled"] = {**stream, "speed_factors": [0.9, 1.0, 1.1]}
+    joint = {
+        "ssl": {"wav2vec2": head},
+        "mask": mask,
+        "joint": {"updates": 3, "schedule": schedule},
+        "finetune": {"updates": 3, "schedule": schedule},
+        "diagnose_every": 2,
+    }
+    if method == "pretrain":
+        whole["pretrain"] = {"updates": 10, "schedule": schedule, "wav2vec2": head}
+    elif method == "weighted_sum":
+        whole["weighted_sum"] = merged(joint, {"joint": {"updates": 7}, "weight": 0.5})
+    elif method == "bl_just":
+        exploration = {"updates": 1, "schedule": {**schedule, "learning_rate": 5e-3}}
+        gamma = {"slope": 0.3}
+        whole["bl_just"] = {**joint, "outer_epochs": 2, "exploration": exploration, "gamma": gamma}
+        whole["bl_just"]["finetune"]["updates"] = 2
+    else:
         whole["finetune"] = {
             "updates": 10,
             "freeze_updates": 4,
