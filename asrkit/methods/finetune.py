@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import nn
 
 from asrkit.core.clock import Clock
 from asrkit.core.phase import Phase
@@ -14,16 +12,18 @@ from asrkit.core.step import Accumulate
 from asrkit.core.term import Losses, Prepared
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.methods.common import parameter_groups
-from asrkit.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
+from asrkit.heads.ctc import CTCHeadConfig
+from asrkit.methods.supervised import Supervised, SupervisedDraws, check_frozen_scratch, check_spec_augment
 from asrkit.nn.encoder import Encoder
+from asrkit.nn.masking import MaskConfig
+from asrkit.nn.spec_augment import SpecAugmentConfig
 from asrkit.text.units import Units
 
 HEAD_ONLY = "head"
 
 
 @dataclass
-class FinetuneConfig(SupervisedConfig):
+class FinetuneConfig:
     """CTC fine-tuning; the defaults are fairseq's base_10h."""
 
     updates: int = 20_000
@@ -32,8 +32,16 @@ class FinetuneConfig(SupervisedConfig):
     """Updates at the beginning in which only the CTC head learns; masks, dropout and LayerDrop act all the same."""
     freeze_frontend: bool = True
     """Leave the feature extractor as it was pre-trained; from scratch, switch this off."""
+    keep_head: bool = False
+    """Take the CTC head and the units of `init` instead of a fresh head."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(time_probability=0.65, channel_probability=0.5))
+    """Masks on the input of the encoder's blocks, in the manner of SpecAugment."""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """SpecAugment itself, on the spectrogram of a log-mel frontend."""
+    ctc: CTCHeadConfig = field(default_factory=CTCHeadConfig)
+    """The CTC head."""
 
     def __post_init__(self) -> None:
         if self.updates < 1:
@@ -49,12 +57,9 @@ class Finetune(Supervised):
     """One stream, two phases: the head alone, then all but (by option) the feature extractor."""
 
     def __init__(self, config: FinetuneConfig, encoder: Encoder, units: Units | None) -> None:
-        super().__init__("finetune", config, encoder, units)
+        super().__init__("finetune", encoder, units, config.ctc)
+        check_spec_augment(config.spec_augment, "finetune.spec_augment", encoder)
         self.config = config
-
-    def groups(self) -> Mapping[str, list[nn.Parameter]]:
-        """See `Method.groups`."""
-        return parameter_groups(self.encoder, {"ctc": self.ctc})
 
     def phases(self) -> Sequence[Phase]:
         """See `Method.phases`: one schedule runs through both."""
@@ -70,11 +75,7 @@ class Finetune(Supervised):
 
     def check_scratch(self) -> None:
         """See `Method.check_scratch`."""
-        if self.config.freeze_frontend and "frontend" in self.groups():
-            raise AsrkitError(
-                "finetune.freeze_frontend is on without `init`: the feature extractor would stay random",
-                mend="init=EXP, or finetune.freeze_frontend=false",
-            )
+        check_frozen_scratch(self.config.freeze_frontend, "finetune.freeze_frontend", self.groups())
 
     def terms(self, stream: str) -> Sequence[str]:
         """See `Method.terms`."""
@@ -82,9 +83,11 @@ class Finetune(Supervised):
 
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
         """See `Method.prepare`: masks."""
-        return self.prepare_labelled(batch, clock)
+        return self.draw_supervised(batch, clock, self.config.mask, self.config.spec_augment)
 
     def losses(self, stream: str, batch: Batch, draws: SupervisedDraws, clock: Clock) -> Losses:
         """See `Method.losses`."""
         scale = 0.0 if self.config.freeze_frontend else 1.0
-        return self.labelled_losses(batch, draws, clock, scale, learns=clock.phase != HEAD_ONLY)
+        return self.supervised_losses(
+            batch, draws, clock, head_only=clock.phase == HEAD_ONLY, frontend_gradient_scale=scale
+        )

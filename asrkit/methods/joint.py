@@ -26,9 +26,11 @@ from asrkit.heads.head import MaskedDraws
 from asrkit.heads.registry import SelfSupervisedConfig, self_supervised_head
 from asrkit.methods.collapse import CollapseWatch
 from asrkit.methods.common import encode, encoder_frames, parameter_groups
-from asrkit.methods.supervised import Supervised, SupervisedConfig
+from asrkit.methods.supervised import Supervised, check_spec_augment
 from asrkit.nn.encoder import Encoder
 from asrkit.nn.gradient import scale_gradient
+from asrkit.nn.masking import MaskConfig
+from asrkit.nn.spec_augment import SpecAugmentConfig
 from asrkit.text.units import Units
 
 EXPLORATION, JOINT, FINETUNE = "exploration", "joint", "finetune"
@@ -66,9 +68,15 @@ def steady(learning_rate: float) -> ScheduleConfig:
 
 
 @dataclass
-class JointConfig(SupervisedConfig):
+class JointConfig:
     """What joint methods have in common."""
 
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(time_probability=0.65, channel_probability=0.5))
+    """Masks on labelled speech, on the input of the encoder's blocks."""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """SpecAugment on labelled speech, for a log-mel frontend."""
+    keep_head: bool = False
+    """Take the CTC head and the units of `init` instead of a fresh head."""
     # Per label as per masked frame: sums over utterances would drown the other loss whatever γ is.
     ctc: CTCHeadConfig = field(default_factory=lambda: CTCHeadConfig(normalise="labels"))
     """The CTC head."""
@@ -102,7 +110,8 @@ class JointMethod(Supervised):
     """An encoder with a supervised and a self-supervised head, and updates on both streams at once."""
 
     def __init__(self, section: str, config: JointConfig, encoder: Encoder, units: Units | None) -> None:
-        super().__init__(section, config, encoder, units)
+        super().__init__(section, encoder, units, config.ctc)
+        check_spec_augment(config.spec_augment, f"{section}.spec_augment", encoder)
         self.joint_config = config
         self.ssl = self_supervised_head(config.ssl, encoder)
         self.collapse = CollapseWatch(
@@ -179,7 +188,7 @@ class JointMethod(Supervised):
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
         """See `Method.prepare`: masks, and what else the heads draw."""
         if stream == "labelled":
-            return self.prepare_labelled(batch, clock)
+            return self.draw_supervised(batch, clock, self.joint_config.mask, self.joint_config.spec_augment)
         draws = self.ssl.draw(batch, encoder_frames(self.encoder, batch), clock)
         return Prepared(draws, self.ssl.counts(batch, draws))
 
@@ -194,7 +203,7 @@ class JointMethod(Supervised):
             return losses
         if clock.phase == FINETUNE:
             scale = 0.0 if self.joint_config.finetune.freeze_frontend else 1.0
-        return self.labelled_losses(batch, draws, clock, scale)
+        return self.supervised_losses(batch, draws, clock, head_only=False, frontend_gradient_scale=scale)
 
     def _unlabelled_losses(
         self, batch: Batch, draws: MaskedDraws, clock: Clock, frontend_scale: float, gamma: float

@@ -1,11 +1,16 @@
-"""What methods with a CTC head share: how they mask and read labelled speech, are judged, and write transcripts."""
+"""What methods with a CTC head share: the supervised pass, figures on a dev set, and what decoding asks for.
+
+Shapes: N batch, T frames, V units (with blank).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from asrkit.core.clock import Clock
 from asrkit.core.method import Method
@@ -13,7 +18,7 @@ from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig
-from asrkit.methods.common import encode, encoder_frames, spec_augment
+from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
 from asrkit.nn.encoder import Encoder
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
 from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
@@ -21,23 +26,9 @@ from asrkit.text.units import Units
 from asrkit.text.wer import score
 
 
-@dataclass
-class SupervisedConfig:
-    """The labelled side of a method."""
-
-    mask: MaskConfig = field(default_factory=lambda: MaskConfig(time_probability=0.65, channel_probability=0.5))
-    """Masks on the input of the encoder's blocks, in the manner of SpecAugment."""
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    """SpecAugment itself, on the spectrogram of a log-mel frontend."""
-    ctc: CTCHeadConfig = field(default_factory=CTCHeadConfig)
-    """The CTC head."""
-    keep_head: bool = False
-    """Take the CTC head and the units of `init` instead of a fresh head."""
-
-
 @dataclass(frozen=True)
 class SupervisedDraws:
-    """What is random in an update's labelled part."""
+    """What is random in a supervised pass."""
 
     mask: SpanMask
     """On the input of the encoder's blocks."""
@@ -48,49 +39,46 @@ class SupervisedDraws:
 
 
 class Supervised(Method):
-    """A method with an encoder and a CTC head, chosen by WER."""
+    """A method that recognises: an encoder and a CTC head."""
 
     selection = ("wer", "min")
 
-    def __init__(self, section: str, config: SupervisedConfig, encoder: Encoder, units: Units | None) -> None:
-        """Make the CTC head.
+    def __init__(self, name: str, encoder: Encoder, units: Units | None, ctc: CTCHeadConfig) -> None:
+        """Make the head.
 
         Args:
-            section: the method's name, for messages.
-            config: its settings.
-            encoder: what the head builds on.
-            units: what it predicts.
+            name: the method's, for messages.
+            encoder: the encoder.
+            units: what the head predicts.
+            ctc: the head's settings.
 
         Raises:
-            AsrkitError: if there are no units, or a spectrogram is to be masked that does not exist.
+            AsrkitError: if there are no units.
         """
         super().__init__()
         if units is None:
-            raise AsrkitError(f"{section} needs units")
-        if config.spec_augment.active and encoder.config.frontend != "logmel":
-            raise AsrkitError(
-                f"{section}.spec_augment blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
-                mend=f"leave it out: {section}.mask masks any frontend's frames",
-            )
-        self.labelled_config = config
+            raise AsrkitError(f"{name} needs units")
         self.units = units
         self.encoder = encoder
-        self.ctc = CTCHead(config.ctc, encoder.dim, units)
+        self.ctc = CTCHead(ctc, encoder.dim, units)
 
-    def prepare_labelled(self, batch: Batch, clock: Clock) -> Prepared:
-        """Draw a labelled batch's masks and count its terms."""
-        config = self.labelled_config
+    def groups(self) -> Mapping[str, list[nn.Parameter]]:
+        """See `Method.groups`."""
+        return parameter_groups(self.encoder, {"ctc": self.ctc})
+
+    def draw_supervised(self, batch: Batch, clock: Clock, mask: MaskConfig, spec: SpecAugmentConfig) -> Prepared:
+        """Draw the masks of a supervised pass and count its labels."""
         frames = encoder_frames(self.encoder, batch)
-        mask = draw_mask(config.mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
-        spec_mask = spec_augment(self.encoder, config.spec_augment, batch, clock)
+        span = draw_mask(mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
         head = self.ctc.draw(batch, frames, clock)
-        return Prepared(SupervisedDraws(mask, spec_mask, head), self.ctc.counts(batch, head))
+        draws = SupervisedDraws(span, spec_augment(self.encoder, spec, batch, clock), head)
+        return Prepared(draws, self.ctc.counts(batch, head))
 
-    def labelled_losses(
-        self, batch: Batch, draws: SupervisedDraws, clock: Clock, frontend_gradient_scale: float, learns: bool = True
+    def supervised_losses(
+        self, batch: Batch, draws: SupervisedDraws, clock: Clock, *, head_only: bool, frontend_gradient_scale: float
     ) -> Losses:
-        """Return the CTC loss of a labelled batch under masks; with ``learns`` off the encoder keeps no graph."""
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        """Run a supervised pass; with ``head_only`` nothing but the head gets a gradient."""
+        with torch.no_grad() if head_only else nullcontext():
             encoded = encode(self.encoder, batch, draws.mask, clock, frontend_gradient_scale, draws.spec_mask)
         return self.ctc.loss(encoded, batch, draws.head, clock)
 
@@ -99,14 +87,15 @@ class Supervised(Method):
         encoded = encode(self.encoder, batch)
         draws = self.ctc.draw(batch, encoded.host_lengths, clock)
         losses = self.ctc.loss(encoded, batch, draws, clock)
-        counts = self.ctc.counts(batch, draws)
-        texts = [self.units.decode(sequence) for sequence in self.ctc.hypotheses(encoded)]
+        loss = Ratio(losses.terms["ctc"].sum, self.ctc.counts(batch, draws)["ctc"])
+        return {"loss": loss, "ctc": loss, **self.error_rates(batch, self.ctc.hypotheses(encoded))}
+
+    def error_rates(self, batch: Batch, hypotheses: Sequence[Sequence[int]]) -> dict[str, Ratio]:
+        """Return `wer` and `cer` of unit sequences against the batch's transcripts."""
+        texts = [self.units.decode(sequence) for sequence in hypotheses]
         references = dict(zip(batch.ids, batch.texts or (), strict=True))
         errors = score(references, dict(zip(batch.ids, texts, strict=True))).total
-        loss = Ratio(losses.terms["ctc"].sum, counts["ctc"])
         return {
-            "loss": loss,
-            "ctc": loss,
             "wer": Ratio(float(errors.word_errors), float(errors.words)),
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),
         }
@@ -119,3 +108,28 @@ class Supervised(Method):
         """See `Method.log_probs`."""
         encoded = encode(self.encoder, batch)
         return self.ctc.log_probs(encoded), tuple(encoded.host_lengths)
+
+
+def check_spec_augment(config: SpecAugmentConfig, key: str, encoder: Encoder) -> None:
+    """Refuse SpecAugment where there is no spectrogram.
+
+    Raises:
+        AsrkitError: naming the key.
+    """
+    if config.active and encoder.config.frontend != "logmel":
+        raise AsrkitError(
+            f"{key} blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
+            mend="leave it out: the masks on the encoder's input suit any frontend",
+        )
+
+
+def check_frozen_scratch(frozen: bool, key: str, groups: Mapping[str, list[nn.Parameter]]) -> None:
+    """Refuse a feature extractor that would stay random.
+
+    Raises:
+        AsrkitError: naming the key.
+    """
+    if frozen and "frontend" in groups:
+        raise AsrkitError(
+            f"{key} is on without `init`: the feature extractor would stay random", mend=f"init=EXP, or {key}=false"
+        )

@@ -120,7 +120,7 @@ class Trainer:
             self._guard(finite)
             for name in phase.streams:
                 self.streams[name].consumed()
-            self.method.after_update(clock)
+            self.method.after_update(clock, self.engine)
             self.update += 1
             self.phase_update += 1
             self._account(began, waited, micro_batches, norms)
@@ -170,6 +170,7 @@ class Trainer:
 
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
+        figures |= self.method.derived(figures)
         audio = sum(self.engine.ranks.gather(self.window["audio"]))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
