@@ -128,7 +128,14 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
             "mask": mask,
             "student_mask": mask,
             # A model of ten updates is sure of nothing.
-            "pseudo": {"confidence": 0.0, "ramp_updates": 3},
+            "pseudo": {
+                "teacher": "ema",
+                "ema_decay": 0.8,
+                "confidence": 0.0,
+                "ramp_updates": 3,
+                "cache": 8,
+                "cache_renewal": 0.3,
+            },
         }
     elif method in ("bl_just", "weighted_sum"):
         whole["data"]["labelled"] = {**stream, "speed_factors": [0.9, 1.0, 1.1]}
