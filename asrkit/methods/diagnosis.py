@@ -56,7 +56,7 @@ class Diagnose:
         groups = method.groups()
         theta = [parameter for name in THETA for parameter in groups.get(name, ())]
         supervised, unsupervised = gradients["labelled"], gradients["unlabelled"]
-        scale = engine.scale(torch.ones((), device=method.device))
+        scale = engine.scale(torch.ones((), dtype=torch.float64, device=method.device))
         totals.add(_figures(theta, supervised, unsupervised, scale, method.weight))
         gamma = method.gamma(clock)
         on_theta = set(theta)
