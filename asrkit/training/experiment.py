@@ -190,9 +190,11 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         method.check_scratch()
     method.to(engine.device)
     seed_generators([config.seed, ranks.rank])
+    streams = _streams(config, units, engine)
+    method.observe_streams({name: stream.updates_per_epoch for name, stream in streams.items()})
     trainer = Trainer(
         method,
-        _streams(config, units, engine),
+        streams,
         _dev_batches(config, units, ranks),
         optimiser=Optimiser(method, config.optimiser),
         engine=engine,
@@ -268,12 +270,12 @@ def _new_units(config: ExperimentConfig, initial: Experiment | None) -> Units:
     inherited = initial.units if initial is not None and _keeps_head(config) else None
     if _keeps_head(config) and inherited is None:
         raise AsrkitError(f"{config.method}.keep_head is on, but `init` has no units", mend="switch it off")
-    return resolve_units(config.units, Path(config.data.dir), lambda: _texts(config), inherited)
+    return resolve_units(config.units, config.data.folder(config.data.labelled), lambda: _texts(config), inherited)
 
 
 def _texts(config: ExperimentConfig) -> Iterator[str]:
     for name in config.data.labelled.sets:
-        for record in SetIndex.open(Path(config.data.dir) / name).records():
+        for record in SetIndex.open(config.data.folder(config.data.labelled) / name).records():
             yield record_text(record) or ""
 
 
