@@ -24,8 +24,9 @@ from asrkit.core.step import Totals
 from asrkit.data.batch import Batch
 from asrkit.data.collate import Example, collate
 from asrkit.methods.finetune import Finetune, FinetuneConfig
+from asrkit.methods.pseudo_labels import PseudoLabelConfig
 from asrkit.methods.supervised import Supervised
-from asrkit.methods.wav2vec_s import SEMI, PseudoLabelConfig, Wav2VecS
+from asrkit.methods.wav2vec_s import SEMI, Wav2VecS
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
 from asrkit.training.config import load_experiment_config
