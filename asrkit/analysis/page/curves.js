@@ -2,13 +2,13 @@
 
 const TITLES = {
   loss: 'Loss', ctc: 'CTC loss', ctc_per_label: 'CTC loss per label', contrastive: 'Contrastive loss',
-  diversity: 'Diversity loss', feature_penalty: 'Feature penalty', wer: 'Word error rate', cer: 'Character error rate',
+  diversity: 'Diversity loss', feature_penalty: 'Feature penalty', wer: 'Word error rate', cer: 'Character error rate', per: 'Phone error rate',
   accuracy: 'Accuracy', code_perplexity: 'Code perplexity', prob_perplexity: 'Probability perplexity', gamma: 'γ',
   learning_rate: 'Learning rate', grad_norm: 'Gradient norm', audio_seconds_per_second: 'Throughput (audio s per s)',
   data_wait_share: 'Share of time waiting for data', gumbel_temperature: 'Gumbel temperature',
   mask_share: 'Share of frames masked', infeasible: 'Share of infeasible transcripts',
 };
-const ORDER = ['wer', 'cer', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'learning_rate',
+const ORDER = ['wer', 'cer', 'per', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'learning_rate',
   'grad_norm', 'audio_seconds_per_second'];
 const DASHES = [null, '6 3', '2 3', '9 3 2 3', '12 4', '1 4'];
 const SPACE = { left: 52, right: 10, top: 10, bottom: 24 };
