@@ -30,6 +30,9 @@ class Method(nn.Module, ABC):
     def groups(self) -> Mapping[str, list[nn.Parameter]]:
         """Return the parameters in named groups (`frontend`, `encoder`, `ctc`, …); together they are all parameters, once."""
 
+    def observe_streams(self, updates_per_epoch: Mapping[str, int]) -> None:
+        """Take note of how many updates each stream has per epoch; called once, before `phases`."""
+
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """Return the phases in order."""

@@ -76,9 +76,10 @@ class Stream:
         self.device = torch.device(device)
         self.skipped = 0
         # Absolute, because workers may start in another folder.
-        sets = [SetIndex.open((Path(data_config.dir) / name).absolute()) for name in config.sets]
+        self.folder = data_config.folder(config)
+        sets = [SetIndex.open((self.folder / name).absolute()) for name in config.sets]
         if not sets:
-            raise AsrkitError("a stream needs at least one set", where=data_config.dir)
+            raise AsrkitError("a stream needs at least one set", where=self.folder)
         self.reader = Reader(
             sets,
             sample_rate=data_config.sample_rate,
@@ -202,7 +203,7 @@ class Stream:
         left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         names = "+".join(config.sets)
         if not len(rows):
-            raise AsrkitError(f"no usable utterance: {left_out}", where=f"{self.data_config.dir}, sets {names}")
+            raise AsrkitError(f"no usable utterance: {left_out}", where=f"{self.folder}, sets {names}")
         if left_out:
             log.warning("%s: %d of %d utterances used; left out: %s", names, len(rows), len(durations), left_out)
         return rows
@@ -232,7 +233,7 @@ class Stream:
         if self._failures_in_a_row >= _HOPELESS:
             raise AsrkitError(
                 f"the last {self._failures_in_a_row} utterances could not be read; {item.failures[-1][1]}",
-                where=self.data_config.dir,
+                where=self.folder,
                 mend="is the corpus still where it was when it was prepared?",
             )
 

@@ -119,6 +119,8 @@ def load_experiment_config(path: Path, overrides: Sequence[str] = ()) -> Experim
 
 PATHS = (
     "data.dir",
+    "data.labelled.dir",
+    "data.unlabelled.dir",
     "init",
     "units.dir",
     "units.lexicon",

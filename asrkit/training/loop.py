@@ -126,7 +126,8 @@ class Trainer:
             self._account(began, waited, micro_batches, norms)
             self.view.advance(self.phase_update)
             ended = self.phase_update == length
-            self.validation_due = ended or self.update % self.config.validate_every == 0
+            milestone = ended and (phase.milestone or final)
+            self.validation_due = milestone or self.update % self.config.validate_every == 0
             if ended or self.update % self.config.log_every == 0:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
@@ -134,9 +135,10 @@ class Trainer:
     def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
         """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
         ended = self.phase_update >= length
+        milestone = ended and (phase.milestone or final)
         improved = self.validation_due and self._validate(phase, length, stop)
         stopping = stop.requested()
-        if improved or ended or stopping or self.update % self.config.checkpoint_every == 0:
+        if improved or milestone or stopping or self.update % self.config.checkpoint_every == 0:
             self._save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
