@@ -11,6 +11,7 @@ from pathlib import Path
 import asrkit
 from asrkit.commands import align as align_command
 from asrkit.commands import decode as decode_command
+from asrkit.commands import lexicon as lexicon_command
 from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
 from asrkit.commands import similarity as similarity_command
@@ -171,6 +172,16 @@ def _parser() -> Parser:
         )
     )
 
+    lexicon_command.add(
+        _add(
+            commands,
+            "lexicon",
+            _lexicon,
+            "write down how words are pronounced (espeak-ng), for units.kind=phone",
+            "asrkit lexicon --data data/mini --sets 1h dev-clean --output lexicon.txt",
+        )
+    )
+
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
 
@@ -311,6 +322,10 @@ def _decode(options: argparse.Namespace) -> int:
 
 def _similarity(options: argparse.Namespace) -> int:
     return similarity_command.run(options, console)
+
+
+def _lexicon(options: argparse.Namespace) -> int:
+    return lexicon_command.run(options, console)
 
 
 def _lm(options: argparse.Namespace) -> int:

@@ -137,8 +137,8 @@ class Run:
         }
 
     def _best(self) -> dict[str, Any] | None:
-        """Return the lowest validation figure, the word error rate where there is one."""
-        for name in ("wer", "loss", "contrastive"):
+        """Return the lowest validation figure, the word (or phone) error rate where there is one."""
+        for name in ("wer", "per", "loss", "contrastive"):
             found = curves.best(self.rows, f"dev/{name}")
             if found is not None:
                 return {"name": name, "value": found[0], "step": found[1]}

@@ -26,7 +26,7 @@ from asrkit.data.index import SetIndex
 from asrkit.data.stream import evaluation_batches
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
-from asrkit.nn.encoder import SAMPLE_RATE, Encoded, Encoder
+from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
 
@@ -118,11 +118,6 @@ class _Model:
         method, self.update = replace(experiment, config=exact).method(side.checkpoint)
         self.encoder: Encoder = method.encoder.to(device).eval()
 
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second of speech."""
-        return self.encoder.frame_rate * self.data.sample_rate / SAMPLE_RATE
-
     def layers(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         """Return the blocks' input and each block's output (N, T, C), and the frames of each utterance."""
         encoded: Encoded = self.encoder(batch.waves, batch.wave_lengths, batch.host_lengths, keep_layers=True)
@@ -196,11 +191,8 @@ def _valid(features: Tensor, frames: Sequence[int]) -> Tensor:
 
 
 def _check_frames(a: _Model, b: _Model) -> None:
-    if a.data.sample_rate != b.data.sample_rate:
-        rates = f"{a.data.sample_rate} Hz for {a.folder}, {b.data.sample_rate} Hz for {b.folder}"
-        raise AsrkitError(f"the models hear different sample rates: {rates}", mend="compare models of one sample rate")
-    if a.frame_rate != b.frame_rate:
-        rates = f"{a.frame_rate:g} per second in {a.folder}, {b.frame_rate:g} in {b.folder}"
+    if a.encoder.frame_rate != b.encoder.frame_rate:
+        rates = f"{a.encoder.frame_rate:g} per second in {a.folder}, {b.encoder.frame_rate:g} in {b.folder}"
         raise AsrkitError(f"the models' frames do not fall together: {rates}", mend="compare models of one frame rate")
 
 

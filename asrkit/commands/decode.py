@@ -72,5 +72,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
         result, scored = decoder.decode(name)
         speed = result.audio_seconds / max(result.seconds, 1e-9)
         title = f"{name}: {result.recipe}, {decoder.conditions.label}, {speed:.0f}x real time"
+        title += ", errors in phones" if decoder.writes_phones else ""
         console.print(table(scored, title=title))
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 import sys
 import tempfile
 from functools import cache
@@ -26,6 +27,7 @@ _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, and espeak_
 _DONT_EXIT = 1 << 15
 _UTF8 = 1
 _IPA = 2
+_SEPARATOR = "_"
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _LONGEST_HOME = 150  # from about 160 bytes on, espeak-ng ignores the path of its data
 
@@ -119,8 +121,19 @@ class Synthesiser:
 
     def phonemes(self, text: str) -> str:
         """Return how the voice's accent pronounces ``text``, in the International Phonetic Alphabet."""
-        raw = ctypes.c_char_p(text.encode())
-        return str(self._library.espeak_TextToPhonemes(ctypes.byref(raw), _UTF8, _IPA).decode())
+        return self._transcribe(text, _IPA)
+
+    def phones(self, word: str) -> tuple[str, ...]:
+        """Return the phones of a word, without stress; none where there is nothing to say."""
+        spoken = re.sub(r"\([\w-]+\)|[ˈˌ]", "", self._transcribe(word, _IPA | ord(_SEPARATOR) << 8))
+        return tuple(phone for part in spoken.split() for phone in part.split(_SEPARATOR) if phone)
+
+    def _transcribe(self, text: str, mode: int) -> str:
+        # A call takes one clause and moves the pointer behind it; behind the last one it is null.
+        raw, parts = ctypes.c_char_p(text.encode()), []
+        while raw.value:
+            parts.append(self._library.espeak_TextToPhonemes(ctypes.byref(raw), _UTF8, mode).decode())
+        return " ".join(parts)
 
     def close(self) -> None:
         """Unload the library; a closed Synthesiser cannot speak."""

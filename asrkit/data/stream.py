@@ -188,13 +188,17 @@ class Stream:
         short = durations < config.min_seconds
         long = durations > config.max_seconds if config.max_seconds > 0 else np.zeros(len(durations), bool)
         strange = np.zeros(len(durations), bool)
+        unknown = ""
         if units is not None:
             strange = np.concatenate([_unencodable(index, units) for index in sets]) & ~short & ~long
+            places = _locate(self._starts, np.flatnonzero(strange))
+            error = units.unknown(record_text(sets[number].read_record(row)) or "" for number, row in places)
+            unknown = f" ({error})" if error is not None else ""
         rows = np.flatnonzero(~(short | long | strange))
         counts = {
             f"shorter than {config.min_seconds:g} s": int(short.sum()),
             f"longer than {config.max_seconds:g} s": int(long.sum()),
-            "without a transcript that the units can express": int(strange.sum()),
+            f"without a transcript that the units can express{unknown}": int(strange.sum()),
         }
         left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         names = "+".join(config.sets)

@@ -23,7 +23,7 @@ from asrkit.files import write_text
 from asrkit.inference import tune as tuning
 from asrkit.inference.recogniser import Recogniser
 from asrkit.inference.rescoring import Scorer, add_scores, rank
-from asrkit.inference.results import Result, commit, hardware, write_nbest
+from asrkit.inference.results import PHONES, Result, commit, hardware, write_nbest
 from asrkit.inference.scores import labelled_set, score_set
 from asrkit.inference.search import Searcher, Setup, default_jobs
 from asrkit.text.wer import Score, score, write_transcripts
@@ -180,6 +180,8 @@ class SetDecoder:
                 nbest = [rank(readings, weight) for readings in add_scores(nbest, self.scorer)]
             hypotheses = {i: readings[0].text for i, readings in zip(references, nbest, strict=True)}
         seconds = time.perf_counter() - began
+        if self.writes_phones:
+            references = self._as_phones(name, references)
         scored_set = score(references, hypotheses)
         result = self._result(name, index, scored_set, seconds, audio, config, tuned)
         output = self.recogniser.experiment.folder / "decode" / name / self.conditions.label
@@ -189,6 +191,11 @@ class SetDecoder:
             write_nbest(output / "nbest.jsonl", list(references), nbest, self.options.nbest)
         write_text(output / "results.json", json.dumps(asdict(result), indent=1) + "\n")
         return result, scored_set
+
+    @property
+    def writes_phones(self) -> bool:
+        """Whether hypotheses are phones, and references and errors with them; a search through the lexicon finds words."""
+        return self.conditions.decoder == "greedy" and self.recogniser.units.kind == "phone"
 
     @property
     def scorer(self) -> Scorer:
@@ -209,6 +216,15 @@ class SetDecoder:
             hypotheses.update(zip(batch.ids, self.recogniser.texts(batch), strict=True))
             references.update(zip(batch.ids, batch.texts or (), strict=True))
         return references, hypotheses, audio
+
+    def _as_phones(self, name: str, references: dict[str, str]) -> dict[str, str]:
+        """Return references in phones."""
+        units = self.recogniser.units
+        unknown = units.unknown(references.values())
+        if unknown is not None:
+            told = f"{name}: {unknown}; each counts as a phone that is never right"
+            self.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return {utterance_id: units.reference(text) for utterance_id, text in references.items()}
 
     @contextmanager
     def _searcher(self, name: str) -> Iterator[Searcher]:
@@ -257,7 +273,7 @@ class SetDecoder:
         total = scored.total
         return Result(
             set=name,
-            corpus=str(index.info["corpus"]),
+            corpus=str(index.info["corpus"]) + (PHONES if self.writes_phones else ""),
             wer=total.wer,
             cer=total.cer,
             words=total.words,

@@ -57,7 +57,7 @@ def train_lm(
     if config.units is not None:
         units = Units.load(config.units / "units" if (config.units / "units").is_dir() else config.units)
     read = (sentence for path in texts for sentence in read_sentences(path, config.text))
-    taken = (sentence for name in sets for sentence in _transcripts(Path(data_dir or ".") / name))
+    taken = (sentence for name in sets for sentence in transcripts(Path(data_dir or ".") / name))
     sentences, skipped = [], 0
     for source in (read, taken):
         for sentence in source:
@@ -108,7 +108,12 @@ def _open(path: Path) -> TextIO:
     return open(path, encoding="utf-8-sig", newline="\n")
 
 
-def _transcripts(folder: Path) -> Iterator[str]:
+def transcripts(folder: Path) -> Iterator[str]:
+    """Return the transcripts of a prepared set.
+
+    Raises:
+        AsrkitError: if it has none.
+    """
     index = SetIndex.open(folder)
     if not index.labelled:
         raise AsrkitError("the set has no transcripts", where=folder)

@@ -15,6 +15,9 @@ import asrkit
 from asrkit.decoding.hypothesis import Hypothesis
 from asrkit.files import write_text
 
+PHONES = ", phones"
+"""Marks the results of greedy decoding with phone units."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -22,6 +25,7 @@ class Result:
 
     set: str
     corpus: str
+    """With `PHONES` behind it where words are phones, so that no table mixes the two."""
     wer: float
     cer: float
     words: int

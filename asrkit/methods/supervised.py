@@ -41,7 +41,8 @@ class SupervisedDraws:
 class Supervised(Method):
     """A method that recognises: an encoder and a CTC head."""
 
-    selection = ("wer", "min")
+    letter_rate: str
+    """The finest error rate that there is: `cer`, or for phones `per`."""
 
     def __init__(self, name: str, encoder: Encoder, units: Units | None, ctc: CTCHeadConfig) -> None:
         """Make the head.
@@ -59,6 +60,9 @@ class Supervised(Method):
         if units is None:
             raise AsrkitError(f"{name} needs units")
         self.units = units
+        self.letter_rate = "per" if units.kind == "phone" else "cer"
+        # Phones are not words: without a search through the lexicon there is no word error rate.
+        self.selection = ("per" if units.kind == "phone" else "wer", "min")
         self.encoder = encoder
         self.ctc = CTCHead(ctc, encoder.dim, units)
 
@@ -83,7 +87,7 @@ class Supervised(Method):
         return self.ctc.loss(encoded, batch, draws.head, clock)
 
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
-        """See `Method.validate`: CTC loss, WER and CER without masks."""
+        """See `Method.validate`: CTC loss and error rates without masks."""
         encoded = encode(self.encoder, batch)
         draws = self.ctc.draw(batch, encoded.host_lengths, clock)
         losses = self.ctc.loss(encoded, batch, draws, clock)
@@ -91,8 +95,12 @@ class Supervised(Method):
         return {"loss": loss, "ctc": loss, **self.error_rates(batch, self.ctc.hypotheses(encoded))}
 
     def error_rates(self, batch: Batch, hypotheses: Sequence[Sequence[int]]) -> dict[str, Ratio]:
-        """Return `wer` and `cer` of unit sequences against the batch's transcripts."""
-        errors = count_errors(batch.texts or (), [self.units.decode(sequence) for sequence in hypotheses])
+        """Return `wer` and `cer` of unit sequences against the batch's transcripts; for phones `per`, their error rate."""
+        texts = [self.units.decode(sequence) for sequence in hypotheses]
+        references = [self.units.reference(text) for text in batch.texts or ()]
+        errors = count_errors(references, texts)
+        if self.units.kind == "phone":
+            return {"per": Ratio(float(errors.word_errors), float(errors.words))}
         return {
             "wer": Ratio(float(errors.word_errors), float(errors.words)),
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),

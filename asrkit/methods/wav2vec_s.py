@@ -263,14 +263,15 @@ class Wav2VecS(Supervised):
         figures = label_figures(labels, self.config.pseudo.confidence)
         figures |= speech_figures("pseudo", [labels[row].units for row in rows], seconds)
         if batch.texts is not None:
-            figures["pseudo_cer"] = self.error_rates(batch, [label.units for label in labels])["cer"]
+            rate = self.letter_rate
+            figures[f"pseudo_{rate}"] = self.error_rates(batch, [label.units for label in labels])[rate]
             if rows:
                 kept = self.error_rates(batch.rows(rows), [labels[row].units for row in rows])
-                figures["pseudo_cer_kept"] = kept["cer"]
+                figures[f"pseudo_{rate}_kept"] = kept[rate]
         return figures
 
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
-        """See `Method.validate`: CTC loss, WER and CER, and what the teacher's labels are like on held-out speech."""
+        """See `Method.validate`: CTC loss and error rates, and what the teacher's labels are like on held-out speech."""
         figures = super().validate(batch, clock)
         if clock.phase != SEMI:
             return figures

@@ -32,7 +32,8 @@ class UnknownSymbols(AsrkitError):
         self.kind = kind
         self.symbols = tuple(symbols)
         """The unknown characters (or words, for phones), each once, in order of appearance."""
-        shown = ", ".join(_spell(s) for s in self.symbols[:10]) + (", …" if len(self.symbols) > 10 else "")
+        more = len(self.symbols) - 10
+        shown = ", ".join(_spell(s) for s in self.symbols[:10]) + (f", … ({more} more)" if more > 0 else "")
         what = "words not in the lexicon" if kind == "phone" else "characters not among the units"
         super().__init__(f"{what}: {shown}")
 
@@ -155,6 +156,26 @@ class Units:
         if self.boundary is not None:
             joined = joined.replace(self.boundary, " ")
         return " ".join(joined.split())
+
+    def reference(self, text: str) -> str:
+        """Return a transcript as `decode` would write it if all were heard rightly: for phones, their sequence.
+
+        A word that is not in the lexicon stands for itself there, so that it counts as a phone that is never right.
+        """
+        if self.kind != "phone":
+            return text
+        lexicon = self.lexicon or {}
+        return " ".join(phone for word in text.split() for phone in lexicon.get(word, (word,)))
+
+    def unknown(self, texts: Iterable[str]) -> UnknownSymbols | None:
+        """Return what in some texts has no units, each once, in order of appearance; None if all has."""
+        found: dict[str, None] = {}
+        for text in texts:
+            try:
+                self.encode(text)
+            except UnknownSymbols as error:
+                found |= dict.fromkeys(error.symbols)
+        return UnknownSymbols(found, self.kind) if found else None
 
     def save(self, directory: Path) -> None:
         """Write `units.json`, and `units.model` or `lexicon.txt` where there is one, each atomically."""

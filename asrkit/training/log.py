@@ -169,7 +169,7 @@ SHOWN = {
 """Figures for the terminal, in this order, and how they are written there; speed is in seconds of audio per second."""
 
 
-DEV_SHOWN = ("loss", "accuracy", "code_perplexity", "wer", "cer")
+DEV_SHOWN = ("loss", "accuracy", "code_perplexity", "wer", "cer", "per")
 """Figures of a validation for the terminal; metrics.jsonl has them all."""
 
 

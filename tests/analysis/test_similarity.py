@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +172,11 @@ def test_unlabelled_speech_will_do_and_little_is_warned_of(
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"encoder": {"logmel": {"subsampling": 2}}}, "frames do not fall together: 25 per second in .*a, 50 in"),
-        ({"data": {"sample_rate": 8000}}, "different sample rates: 16000 Hz for .*a, 8000 Hz for"),
-    ],
-)
-def test_frames_have_to_fall_together(
-    a: Path, speech: Path, tmp_path: Path, changes: dict[str, Any], says: str, capsys
-) -> None:
-    other = experiment(tmp_path / "other", speech, **changes)
+def test_frames_have_to_fall_together(a: Path, speech: Path, tmp_path: Path, capsys) -> None:
+    other = experiment(tmp_path / "other", speech, encoder={"logmel": {"subsampling": 2}})
     assert run("--a", a, "--b", other, "--data", speech, "--sets", "train") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert re.search(says, said)
+    assert f"the models' frames do not fall together: 25 per second in {a}, 50 in {other}" in said
     assert list(other.glob("similarity*")) == []
 
 

@@ -211,10 +211,12 @@ def test_batches_are_padded_with_zeros_and_carry_their_targets(data):
             assert len(batch.ids) == 1 or batch.waves.numel() <= 1.0 * RATE + 1
 
 
-def test_the_unlabelled_stream_looks_at_no_transcript(data):
-    for update in consume(stream_of(data, units=None, sets=["train"]), 3):
+@pytest.mark.parametrize("crop", [0.0, 0.2])
+def test_the_unlabelled_stream_has_no_targets_and_texts_of_whole_utterances_only(data, crop):
+    for update in consume(stream_of(data, units=None, sets=["train"], crop_seconds=crop), 3):
         for batch in update:
-            assert batch.targets is batch.target_lengths is batch.texts is None
+            assert batch.targets is batch.target_lengths is None
+            assert (batch.texts is None) == (crop > 0)
 
 
 def crops(data, epochs=1, seed=1, **settings):

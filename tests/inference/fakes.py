@@ -63,7 +63,7 @@ class Mishearing:
     def __init__(self, folder: Path, noise: float = 2.2, update: int = 100) -> None:
         config = SimpleNamespace(data=DataConfig(workers=0), method="finetune", seed=1)
         config.data.labelled.sets = ["train"]
-        self.experiment = SimpleNamespace(folder=folder, config=config, recipe="finetune")
+        self.experiment = SimpleNamespace(folder=folder, config=config, recipe="finetune", source="")
         self.units = UNITS
         self.frame_rate = 25.0
         self.update = update

@@ -139,6 +139,24 @@ def test_phones(lexicon: Path) -> None:
         units.encode("DOG OF THE DOG")
 
 
+def test_references_are_what_decoding_would_write(lexicon: Path) -> None:
+    phones = Units.phones(lexicon)
+    assert phones.reference("THE CAT") == phones.decode(phones.encode("THE CAT"))
+    assert phones.reference(" THE  DOG CAT") == "DH AH DOG K AE T"
+    for units in (Units.characters(TEXTS), BPE):
+        assert units.reference("THE DOG") == "THE DOG"
+
+
+def test_what_is_unknown_is_told_once_with_a_count_of_the_rest(lexicon: Path) -> None:
+    phones = Units.phones(lexicon)
+    assert phones.unknown(["THE CAT", ""]) is None
+    found = phones.unknown(["THE DOG", "IN DOG OF CAT", *(f"W{n}" for n in range(9))])
+    assert found is not None
+    assert found.symbols[:3] == ("DOG", "IN", "OF")
+    assert str(found).startswith("words not in the lexicon: 'DOG', 'IN', 'OF', 'W0', ")
+    assert str(found).endswith("'W6', … (2 more)")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -105,8 +105,8 @@ function showOverview() {
       h('div', { class: 'chips' }, [experiment.recipe, experiment.labels && `labels ${experiment.labels}`, `seed ${experiment.seed}`]
         .filter(Boolean).map(text => h('span', { class: 'chip' }, text))),
       h('dl', { class: 'figures' },
-        best && figure(`${best.name === 'wer' ? 'best WER' : `best ${best.name}`} on dev, step ${whole(best.step)}`,
-          best.name === 'wer' ? percent(best.value) : brief(best.value), 'main'),
+        best && figure(`best ${best.name.endsWith('er') ? best.name.toUpperCase() : best.name} on dev, step ${whole(best.step)}`,
+          best.name.endsWith('er') ? percent(best.value) : brief(best.value), 'main'),
         figure('updates', whole(status.step || 0)),
         figure('trained', clock(status.seconds)),
         experiment.speed && figure('audio s per s', brief(experiment.speed))),
