@@ -8,6 +8,12 @@ const TITLES = {
   learning_rate: 'Learning rate', grad_norm: 'Gradient norm', audio_seconds_per_second: 'Throughput (audio s per s)',
   data_wait_share: 'Share of time waiting for data', gumbel_temperature: 'Gumbel temperature',
   mask_share: 'Share of frames masked', infeasible: 'Share of infeasible transcripts',
+  pseudo_ctc: 'CTC loss on pseudo-labels', pseudo_kept: 'Pseudo-labels: share kept', pseudo_confidence: 'Pseudo-labels: confidence',
+  pseudo_cer: 'Pseudo-labels: character error rate', pseudo_cer_kept: 'Pseudo-labels kept: character error rate',
+  pseudo_length_ratio: 'Pseudo-labels: length beside transcripts', pseudo_empty: 'Pseudo-labels: share empty',
+  pseudo_looping: 'Pseudo-labels: share that loops', pseudo_weight: 'Pseudo-labels: weight of the loss',
+  pseudo_units_per_second: 'Pseudo-labels: units per second', labelled_looping: 'Transcripts: share that loops',
+  labelled_units_per_second: 'Transcripts: units per second',
 };
 const ORDER = ['wer', 'cer', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'grad_cosine', 'grad_norm_sup',
   'grad_norm_unsup', 'learning_rate',
