@@ -20,7 +20,8 @@ from updates import UNITS, batch, update
 
 from asrkit.core.clock import Clock
 from asrkit.methods.finetune import Finetune, FinetuneConfig
-from asrkit.methods.wav2vec_s import SEMI, PseudoLabelConfig, Wav2VecS
+from asrkit.methods.pseudo_labels import PseudoLabelConfig
+from asrkit.methods.wav2vec_s import SEMI, Wav2VecS
 from asrkit.nn.encoder import Encoder
 from asrkit.training.config import load_experiment_config
 from asrkit.training.distributed import Ranks

@@ -19,6 +19,7 @@ from asrkit.core.term import Ratio
 from asrkit.data.batch import Batch
 from asrkit.data.collate import pad_targets
 from asrkit.decoding.greedy import greedy, to_lists
+from asrkit.errors import AsrkitError, nearest
 from asrkit.nn.lengths import inside
 from asrkit.randomness import Purpose, stream_keys, uniform
 
@@ -26,6 +27,44 @@ LOOP_NGRAM = 4
 """Units in the runs whose repetition tells a loop."""
 LOOP_LENGTH = 16
 """Shorter labels are never called loops."""
+
+
+TEACHERS = ("self", "ema")
+COUNTS = ("all", "kept")
+
+
+@dataclass
+class PseudoLabelConfig:
+    """How unlabelled speech is labelled, and how much those labels weigh."""
+
+    teacher: str = "self"
+    """`self`: the model of the moment; `ema`: its moving average. Both without masks and dropout. (self: CASTLE)"""
+    ema_decay: float = 0.999
+    """Share of the old average in the new one, per update. (ours)"""
+    confidence: float = 0.8
+    """Labels less sure than this are not learnt from: exp of the mean log-probability of non-blank frames. (CASTLE)"""
+    weight: float = 1.0
+    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1)"""
+    ramp_updates: int = 0
+    """Updates over which the weight rises from 0. (ours)"""
+    count: str = "all"
+    """What ctc.normalise counts for the loss on pseudo-labels: `all` labels of an update, or those `kept`. (ours)"""
+    cache: int = 0
+    """Utterances whose labels are remembered and used again, as in slimIPL; 0 labels everything anew. (ours)"""
+    cache_renewal: float = 0.1
+    """Probability with which a remembered utterance is labelled anew. (slimIPL)"""
+
+    def __post_init__(self) -> None:
+        if self.teacher not in TEACHERS:
+            raise AsrkitError(f"pseudo.teacher is '{self.teacher}'", mend=nearest(self.teacher, TEACHERS))
+        if self.count not in COUNTS:
+            raise AsrkitError(f"pseudo.count is '{self.count}'", mend=nearest(self.count, COUNTS))
+        for key in ("ema_decay", "confidence", "cache_renewal"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 to 1")
+        for key in ("weight", "ramp_updates", "cache"):
+            if getattr(self, key) < 0:
+                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 or more")
 
 
 @dataclass(frozen=True)
@@ -152,3 +191,23 @@ class LabelCache:
         """Take back what `state_dict` gave."""
         rows = zip(state["ids"], state["units"], state["confidences"], strict=True)
         self.entries = {name: PseudoLabel(tuple(units), sure) for name, units, sure in rows}
+
+
+MOST_EMPTY = 0.5
+"""Share of empty labels from which one speaks of a collapse to blanks."""
+LEAST_LENGTH = 0.33
+"""Units per second of the labels learnt from, beside those of real transcripts, below which one does too."""
+MOST_LOOPING = 0.25
+"""Share of looping labels above that of real transcripts from which one speaks of a collapse to loops."""
+
+
+def collapse(metrics: Mapping[str, float]) -> str | None:
+    """Return what has become of the pseudo-labels if they are fit for nothing, else None. (Thresholds: ours.)"""
+    if metrics.get("pseudo_empty", 0.0) > MOST_EMPTY:
+        return f"{metrics['pseudo_empty']:.0%} of the pseudo-labels are empty: they are collapsing to blanks"
+    if metrics.get("pseudo_length_ratio", 1.0) < LEAST_LENGTH:
+        ratio = metrics["pseudo_length_ratio"]
+        return f"pseudo-labels have {ratio:.2f} times the units per second of real transcripts: they are collapsing to blanks"
+    if metrics.get("pseudo_looping", 0.0) - metrics.get("labelled_looping", 0.0) > MOST_LOOPING:
+        return f"{metrics['pseudo_looping']:.0%} of the pseudo-labels repeat themselves: they are collapsing to loops"
+    return None

@@ -23,7 +23,7 @@ from asrkit.nn.encoder import Encoder
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
 from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
 from asrkit.text.units import Units
-from asrkit.text.wer import score
+from asrkit.text.wer import count_errors
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ class Supervised(Method):
 
     def error_rates(self, batch: Batch, hypotheses: Sequence[Sequence[int]]) -> dict[str, Ratio]:
         """Return `wer` and `cer` of unit sequences against the batch's transcripts."""
-        texts = [self.units.decode(sequence) for sequence in hypotheses]
-        references = dict(zip(batch.ids, batch.texts or (), strict=True))
-        errors = score(references, dict(zip(batch.ids, texts, strict=True))).total
+        errors = count_errors(batch.texts or (), [self.units.decode(sequence) for sequence in hypotheses])
         return {
             "wer": Ratio(float(errors.word_errors), float(errors.words)),
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),

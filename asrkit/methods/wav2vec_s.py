@@ -24,12 +24,14 @@ from asrkit.core.step import Accumulate, Engine
 from asrkit.core.term import Losses, Prepared, Ratio, Term
 from asrkit.data.batch import Batch
 from asrkit.data.config import DataConfig
-from asrkit.errors import AsrkitError, nearest
+from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.methods.common import encode, encoder_frames, layer_drops
 from asrkit.methods.pseudo_labels import (
     LabelCache,
     PseudoLabel,
+    PseudoLabelConfig,
+    collapse,
     label_figures,
     labelled_with,
     read_off,
@@ -43,46 +45,11 @@ from asrkit.nn.spec_augment import SpecAugmentConfig
 from asrkit.text.units import Units
 
 HEAD_ONLY, WARMUP, SEMI = "head", "warmup", "semi"
-TEACHERS = ("self", "ema")
 log = logging.getLogger("asrkit.methods")
 
 
 def _schedule() -> ScheduleConfig:
     return ScheduleConfig(learning_rate=3e-5, name="tri_stage", warmup=0.1, hold=0.4, final_scale=0.05)
-
-
-@dataclass
-class PseudoLabelConfig:
-    """How unlabelled speech is labelled, and how much those labels weigh."""
-
-    teacher: str = "self"
-    """`self`: the model of the moment; `ema`: its moving average. Both without masks and dropout. (self: CASTLE)"""
-    ema_decay: float = 0.999
-    """Share of the old average in the new one, per update. (ours)"""
-    confidence: float = 0.8
-    """Labels less sure than this are not learnt from: exp of the mean log-probability of non-blank frames. (CASTLE)"""
-    weight: float = 1.0
-    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1)"""
-    ramp_updates: int = 0
-    """Updates over which the weight rises from 0. (ours)"""
-    count: str = "all"
-    """What ctc.normalise counts for the loss on pseudo-labels: `all` labels of an update, or those `kept`. (ours)"""
-    cache: int = 0
-    """Utterances whose labels are remembered and used again, as in slimIPL; 0 labels everything anew. (ours)"""
-    cache_renewal: float = 0.1
-    """Probability with which a remembered utterance is labelled anew. (slimIPL)"""
-
-    def __post_init__(self) -> None:
-        if self.teacher not in TEACHERS:
-            raise AsrkitError(f"pseudo.teacher is '{self.teacher}'", mend=nearest(self.teacher, TEACHERS))
-        if self.count not in ("all", "kept"):
-            raise AsrkitError(f"pseudo.count is '{self.count}'", mend=nearest(self.count, ("all", "kept")))
-        for key in ("ema_decay", "confidence", "cache_renewal"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 to 1")
-        for key in ("weight", "ramp_updates", "cache"):
-            if getattr(self, key) < 0:
-                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 or more")
 
 
 @dataclass
@@ -257,9 +224,6 @@ class Wav2VecS(Supervised):
 
     def _label(self, batch: Batch, clock: Clock) -> tuple[list[PseudoLabel], Extracted | None]:
         """Return each utterance's label, from the cache or from the teacher, and the frontend's output if it is shared."""
-        if self.config.pseudo.teacher == "ema" and self.average is None:
-            modules = {"encoder": self.encoder, "ctc": self.ctc}
-            self.average = MovingAverage(modules, self.config.pseudo.ema_decay)
         shared = self._extract(self.encoder, batch) if self.shares_frontend else None
         known = self.cache.find(batch, clock.seed)
         rows = [row for row in range(len(batch.ids)) if row not in known]
@@ -316,9 +280,15 @@ class Wav2VecS(Supervised):
 
     def after_update(self, clock: Clock, engine: Engine) -> None:
         """See `Method.after_update`: the moving average follows, the cache takes in what was labelled."""
+        if clock.phase != SEMI:
+            return
+        modules = {"encoder": self.encoder, "ctc": self.ctc}
         if self.average is not None:
-            self.average.follow({"encoder": self.encoder, "ctc": self.ctc})
-        if self.cache.size and clock.phase == SEMI:
+            self.average.follow(modules)
+        elif self.config.pseudo.teacher == "ema":
+            # Here and not where labels are made: a rank without unlabelled audio in this update needs it too.
+            self.average = MovingAverage(modules, self.config.pseudo.ema_decay)
+        if self.cache.size:
             self.cache.take(engine.gather(self.cache.fresh))
 
     def derived(self, figures: Mapping[str, float]) -> Mapping[str, float]:
@@ -359,23 +329,3 @@ class Wav2VecS(Supervised):
             self.average.load_state_dict(state["average"])
         self.cache.load_state_dict(state["cache"])
         self.collapsed_rows = state["collapsed_rows"]
-
-
-MOST_EMPTY = 0.5
-"""Share of empty labels from which one speaks of a collapse to blanks."""
-LEAST_LENGTH = 0.33
-"""Units per second of the labels learnt from, beside those of real transcripts, below which one does too."""
-MOST_LOOPING = 0.25
-"""Share of looping labels above that of real transcripts from which one speaks of a collapse to loops."""
-
-
-def collapse(metrics: Mapping[str, float]) -> str | None:
-    """Return what has become of the pseudo-labels if they are fit for nothing, else None. (Thresholds: ours.)"""
-    if metrics.get("pseudo_empty", 0.0) > MOST_EMPTY:
-        return f"{metrics['pseudo_empty']:.0%} of the pseudo-labels are empty: they are collapsing to blanks"
-    if metrics.get("pseudo_length_ratio", 1.0) < LEAST_LENGTH:
-        ratio = metrics["pseudo_length_ratio"]
-        return f"pseudo-labels have {ratio:.2f} times the units per second of real transcripts: they are collapsing to blanks"
-    if metrics.get("pseudo_looping", 0.0) - metrics.get("labelled_looping", 0.0) > MOST_LOOPING:
-        return f"{metrics['pseudo_looping']:.0%} of the pseudo-labels repeat themselves: they are collapsing to loops"
-    return None

@@ -18,9 +18,17 @@ from asrkit.core.step import Accumulate, Totals
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.methods import wav2vec_s
-from asrkit.methods.pseudo_labels import LabelCache, PseudoLabel, labelled_with, loops, read_off
+from asrkit.methods.pseudo_labels import (
+    LabelCache,
+    PseudoLabel,
+    PseudoLabelConfig,
+    collapse,
+    labelled_with,
+    loops,
+    read_off,
+)
 from asrkit.methods.teacher import MovingAverage, evaluating
-from asrkit.methods.wav2vec_s import PseudoLabelConfig, Wav2VecS, Wav2VecSConfig, collapse
+from asrkit.methods.wav2vec_s import Wav2VecS, Wav2VecSConfig
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine
 
@@ -86,6 +94,7 @@ def test_the_teacher_hears_without_masks_dropout_or_gradient(
 def test_a_moving_average_has_no_gradient_and_is_no_parameter() -> None:
     method = make(pseudo={**SELF, "teacher": "ema"}).train()
     before = sorted(method.state_dict())
+    method.after_update(SEMI, ENGINE)
     learn(method, unlabelled=unlabelled())
     assert method.average is not None
     copies = [p for kept in method.average.copies.values() for p in kept.parameters()]
@@ -94,8 +103,11 @@ def test_a_moving_average_has_no_gradient_and_is_no_parameter() -> None:
     assert {id(p) for p in copies}.isdisjoint(id(p) for p in method.parameters())
 
 
-def test_the_average_begins_where_labelling_begins_and_labels_by_itself() -> None:
+def test_the_average_begins_with_the_first_update_on_both_streams_and_labels_by_itself() -> None:
     method = make(pseudo={**SELF, "teacher": "ema", "ema_decay": 1.0}).train()
+    method.after_update(replace(CLOCK, phase="warmup"), ENGINE)
+    assert method.average is None
+    method.after_update(SEMI, ENGINE)
     batch = unlabelled()
     first = texts(method.prepare("unlabelled", batch, SEMI).draws.batch)
     with torch.no_grad():
