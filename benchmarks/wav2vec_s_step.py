@@ -11,65 +11,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from harness import compare, memory_ratio, ratio, report
+from updates import UNITS, batch, update
 
 from asrkit.core.clock import Clock
-from asrkit.core.step import Totals
-from asrkit.data.batch import Batch
-from asrkit.data.collate import Example, collate
 from asrkit.methods.finetune import Finetune, FinetuneConfig
 from asrkit.methods.pseudo_labels import PseudoLabelConfig
-from asrkit.methods.supervised import Supervised
 from asrkit.methods.wav2vec_s import SEMI, Wav2VecS
 from asrkit.nn.encoder import Encoder
-from asrkit.text.units import Units
 from asrkit.training.config import load_experiment_config
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine, choose_device
-from asrkit.training.optimiser import Optimiser, OptimiserConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-UNITS = Units(("<blank>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"))
-UTTERANCE = 5.0
-"""Mean seconds of an utterance; they are half to one and a half times as long."""
-LABELS = 14
-"""Characters per second of a transcript, as in LibriSpeech."""
-
-
-def batch(seconds: float, seed: int) -> Batch:
-    """Return noise of about so many seconds, with transcripts."""
-    random = np.random.default_rng(seed)
-    examples: list[Example] = []
-    while seconds > 0:
-        length = min(max(seconds, 1.0), UTTERANCE * random.uniform(0.5, 1.5))
-        target = random.integers(2, len(UNITS), int(length * LABELS)).tolist()
-        wave = random.standard_normal(int(length * 16_000)).astype(np.float32)
-        examples.append(Example(f"{seed}-{len(examples)}", wave, target, ""))
-        seconds -= length
-    return collate(examples, epoch=0)
-
-
-def update(method: Supervised, batches: dict[str, list[Batch]], engine: TrainingEngine) -> Callable[[], None]:
-    """Return a function that does one update of the method's last phase."""
-    phase = method.phases()[-1]
-    method.to(engine.device).train()
-    optimiser = Optimiser(method, OptimiserConfig())
-    optimiser.enter(phase, fresh=True)
-    ready = {name: [one.to(engine.device) for one in several] for name, several in batches.items()}
-
-    def run() -> None:
-        clock = Clock(1, 10, phase.name, 10, 1000)
-        phase.step.run(method, ready, clock, engine, Totals({}))
-        optimiser.update(phase, 10, engine)
-        method.after_update(clock, engine)
-
-    return run
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from asrkit.core.schedule import Schedule
 from asrkit.core.step import Accumulate
 from asrkit.errors import AsrkitError
 from asrkit.methods.diagnosis import joint_step
-from asrkit.methods.joint import EXPLORATION, JOINT, FinalConfig, JointConfig, JointMethod, StageConfig, steady
+from asrkit.methods.joint import EXPLORATION, JOINT, STREAMS, FinalConfig, JointConfig, JointMethod, StageConfig, steady
 from asrkit.methods.penalty import PenaltyConfig, penalty
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
@@ -66,8 +66,7 @@ class BLJust(JointMethod):
                 phases.append(Phase(EXPLORATION, explored, ("unlabelled",), rates, plain, milestone=False))
             rate = Schedule(config.joint.schedule, config.outer_epochs * joint, offset=epoch * joint)
             last = epoch + 1 == config.outer_epochs
-            streams = ("labelled", "unlabelled")
-            phases.append(Phase(JOINT, joint, streams, dict.fromkeys(groups, rate), step, milestone=last))
+            phases.append(Phase(JOINT, joint, STREAMS, dict.fromkeys(groups, rate), step, milestone=last))
         return phases + final
 
     def gamma(self, clock: Clock) -> float:

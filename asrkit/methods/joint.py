@@ -34,6 +34,8 @@ from asrkit.nn.spec_augment import SpecAugmentConfig
 from asrkit.text.units import Units
 
 EXPLORATION, JOINT, FINETUNE = "exploration", "joint", "finetune"
+STREAMS = ("unlabelled", "labelled")
+"""Of a joint update, in the order of their backward passes: the one with the larger graph comes before there are gradients."""
 THETA = ("frontend", "encoder")
 """The groups that both levels share."""
 

@@ -10,7 +10,7 @@ from asrkit.core.phase import Phase
 from asrkit.core.schedule import Schedule
 from asrkit.errors import AsrkitError
 from asrkit.methods.diagnosis import joint_step
-from asrkit.methods.joint import JOINT, JointConfig, JointMethod, StageConfig, steady
+from asrkit.methods.joint import JOINT, STREAMS, JointConfig, JointMethod, StageConfig, steady
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
 
@@ -42,7 +42,7 @@ class WeightedSum(JointMethod):
         length = self.length(self.config.joint, "labelled", "unlabelled")
         rates = dict.fromkeys(self.groups(), Schedule(self.config.joint.schedule, length))
         step = joint_step(self.config.diagnose_every)
-        return [Phase(JOINT, length, ("labelled", "unlabelled"), rates, step), *self.final_phases()]
+        return [Phase(JOINT, length, STREAMS, rates, step), *self.final_phases()]
 
     def gamma(self, clock: Clock) -> float:
         """See `JointMethod.gamma`: the weight holds for θ and η alike, nothing for θ alone."""
