@@ -13,6 +13,7 @@ from asrkit.commands import align as align_command
 from asrkit.commands import decode as decode_command
 from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
+from asrkit.commands import similarity as similarity_command
 from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
@@ -131,6 +132,16 @@ def _parser() -> Parser:
     report.add_argument("--device", default="auto", help="where posteriors are computed: auto, cpu, cuda or cuda:K")
     report.add_argument("--watch", action="store_true", help="write it again whenever something changes")
     report.add_argument("--every", type=float, default=5, metavar="SECONDS", help="how often --watch looks (5)")
+
+    similarity_command.add(
+        _add(
+            commands,
+            "similarity",
+            _similarity,
+            "compare the layers of two models (PWCCA): a table, JSON and a figure",
+            "asrkit similarity --a exp/pretrain --b exp/finetune --data data/mini --sets dev-clean",
+        )
+    )
 
     results = _add(
         commands,
@@ -296,6 +307,10 @@ def _train(options: argparse.Namespace) -> int:
 
 def _decode(options: argparse.Namespace) -> int:
     return decode_command.run(options, console)
+
+
+def _similarity(options: argparse.Namespace) -> int:
+    return similarity_command.run(options, console)
 
 
 def _lm(options: argparse.Namespace) -> int:

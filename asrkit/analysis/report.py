@@ -96,13 +96,25 @@ def report(
         "tests": _tests(page),
         "headings": [{"name": column.heading, "right": column.right} for column in results.COLUMNS],
         "decodings": page.decodings,
-        "similarity": [found for run in runs for found in run.similarities()],
+        "similarity": _similarities(runs),
     }
     return render(title, page.blocks, refresh)
 
 
 def _each_once(folders: Sequence[Path]) -> list[Path]:
     return list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _similarities(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a chart for each list of layers: the pairs that were compared on it, each once."""
+    pairs = list(dict.fromkeys(pair for run in runs for pair in run.similarities()))
+    return [
+        {
+            "layers": layers,
+            "lines": [{"name": pair.name, "values": pair.values} for pair in pairs if pair.layers == layers],
+        }
+        for layers in dict.fromkeys(pair.layers for pair in pairs)
+    ]
 
 
 def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gallery, budget: int) -> None:

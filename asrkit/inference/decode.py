@@ -270,7 +270,7 @@ class SetDecoder:
             model=str(experiment.folder),
             recipe=experiment.recipe,
             method=experiment.config.method,
-            source=None,
+            source=experiment.source or None,
             subset="+".join(experiment.config.data.labelled.sets),
             seed=experiment.config.seed,
             updates=self.recogniser.update,
