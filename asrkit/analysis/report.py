@@ -150,7 +150,7 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
             "experiment": place,
             "set": decoding.result.set,
             "corpus": decoding.result.corpus,
-            "decoder": decoding.result.decoder,
+            "decoder": decoding.result.search,
             "wer": total.wer,
             "totals": {
                 "substitutions": total.substitutions,
@@ -213,8 +213,7 @@ def _figures(decoding: Decoding) -> dict[str, Any]:
         "recipe": result.recipe,
         "source": result.source,
         "subset": result.subset,
-        "decoder": result.decoder,
-        "lm": Path(result.lm).name if result.lm else None,
+        "decoder": result.search,
         "wer": total.wer,
         "cer": total.cer,
         "substitutions": total.substitutions,

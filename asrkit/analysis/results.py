@@ -72,6 +72,16 @@ class Result:
         search = (str(self.values.get(name) or "") for name in ("lexicon", "rescore", "beam"))
         return self.recipe, self.method, self.source or "", self.subset, self.decoder, self.lm or "", *search
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the language models, n-gram first."""
+        return [Path(name).name for name in (self.lm, self.values.get("rescore")) if isinstance(name, str)]
+
+    @property
+    def search(self) -> str:
+        """Decoder and language models in a few words."""
+        return " + ".join([self.decoder, *self.models])
+
     def number(self, name: str) -> float | None:
         """Return a figure of the file that not every version wrote; None where it is missing."""
         value = self.values.get(name)
@@ -205,8 +215,7 @@ def _decoder(row: Row) -> str:
 
 def _language_model(row: Row) -> str:
     """Return the names of n-gram and neural model, their weights, the word score, and where these were tuned."""
-    first = row.first
-    named = [Path(name).name for name in (first.lm, first.values.get("rescore")) if isinstance(name, str)]
+    named = row.first.models
     found = [row.numbers(name) for name in ("lm_weight", "word_score", "rescore_weight")]
     weights = ["–".join(dict.fromkeys((f"{min(w):g}", f"{max(w):g}"))) for w in found if w and (named or any(w))]
     tuned = ", ".join(dict.fromkeys(str(result.values["tuned_on"]) for result in row.results if _tuned(result)))

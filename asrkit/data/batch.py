@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SAMPLE_RATE = 16_000
+"""Samples per second of every batch: recordings at other rates are resampled as they are read."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -40,8 +43,8 @@ class Batch:
 
     @property
     def seconds(self) -> float:
-        """Audio in the batch, in seconds at 16 kHz, padding not counted."""
-        return sum(self.host_lengths) / 16_000
+        """Audio in the batch, in seconds, padding not counted."""
+        return sum(self.host_lengths) / SAMPLE_RATE
 
     def rows(self, chosen: Sequence[int]) -> Batch:
         """Return some of the utterances (at least one) as a batch of their own, padded no longer than they need."""

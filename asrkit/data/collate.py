@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asrkit.data.audio import read
 from asrkit.data.augment import NoiseMixer, crop_positions, perturb_speed, speed_factors
-from asrkit.data.batch import Batch
+from asrkit.data.batch import SAMPLE_RATE, Batch
 from asrkit.data.config import StreamConfig
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
@@ -129,7 +129,6 @@ class Reader:
         self,
         sets: Sequence[SetIndex],
         *,
-        sample_rate: int,
         units: Units | None,
         texts: bool,
         seed: int = 0,
@@ -139,19 +138,17 @@ class Reader:
 
         Args:
             sets: the sets that requests refer to by number.
-            sample_rate: the rate of the batches.
             units: gives targets; None for none.
             texts: whether transcripts go into the batches.
             seed: the run's seed.
             config: crop, speed and noise; None reads utterances as they are.
         """
         self.sets = list(sets)
-        self.sample_rate = sample_rate
         self.units = units
         self.texts = texts
         self.seed = seed
         self.config = config
-        self.noise = NoiseMixer(config.noise, sample_rate) if config and config.noise.probability > 0 else None
+        self.noise = NoiseMixer(config.noise, SAMPLE_RATE) if config and config.noise.probability > 0 else None
 
     def __getitem__(self, request: Request) -> Loaded:
         """Read a micro-batch, leaving out what cannot be read."""
@@ -174,15 +171,15 @@ class Reader:
 
     def _wave(self, cut: MonoCut | MultiCut, epoch: int) -> np.ndarray:
         if self.config is None:
-            return read(cut, self.sample_rate)
+            return read(cut, SAMPLE_RATE)
         keys = utterance_keys([cut.id])
         factor = float(speed_factors(keys, self.config.speed_factors, self.seed, epoch)[0])
         longest = self.config.crop_seconds
         if longest > 0 and cut.duration > longest * factor:
             start = float(crop_positions(keys, self.seed, epoch)[0]) * (cut.duration - longest * factor)
             cut = cut.truncate(offset=start, duration=longest * factor, preserve_id=True)
-        wave = perturb_speed(read(cut, self.sample_rate), factor, self.sample_rate)
+        wave = perturb_speed(read(cut, SAMPLE_RATE), factor, SAMPLE_RATE)
         if longest > 0:
             # Resampling rounds up: the crop is exact to the sample.
-            wave = wave[: round(longest * self.sample_rate)]
+            wave = wave[: round(longest * SAMPLE_RATE)]
         return wave if self.noise is None else self.noise.mix(wave, int(keys[0]), self.seed, epoch)

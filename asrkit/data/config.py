@@ -68,8 +68,6 @@ class DataConfig:
     """Processes per stream and rank that read audio; 0 = the training process reads it itself."""
     prefetch: int = 4
     """Micro-batches that each worker reads ahead."""
-    sample_rate: int = 16000
-    """Samples per second that the model sees; recordings at other rates are resampled as they are read."""
 
     def __post_init__(self) -> None:
         if self.labelled.crop_seconds > 0:
@@ -81,8 +79,6 @@ class DataConfig:
             raise AsrkitError(f"data.workers is {self.workers}", mend="0 or more")
         if self.prefetch < 1:
             raise AsrkitError(f"data.prefetch is {self.prefetch}", mend="1 or more")
-        if self.sample_rate < 1000:
-            raise AsrkitError(f"data.sample_rate is {self.sample_rate}", mend="samples per second, such as 16000")
 
     def folder(self, stream: StreamConfig) -> Path:
         """Return the prepared folder that a stream reads."""

@@ -82,7 +82,6 @@ class Stream:
             raise AsrkitError("a stream needs at least one set", where=self.folder)
         self.reader = Reader(
             sets,
-            sample_rate=data_config.sample_rate,
             units=units,
             texts=units is not None or _transcribed(sets, config),
             seed=seed,
@@ -271,7 +270,7 @@ def evaluation_batches(
     sizes = micro_batch_sizes(durations[order], config.batch_seconds)
     shares = np.split(order, np.cumsum(sizes)[:-1])[rank::world_size]
     starts = np.cumsum([0, *(len(index) for index in opened)])
-    reader = Reader(opened, sample_rate=config.sample_rate, units=units, texts=texts)
+    reader = Reader(opened, units=units, texts=texts)
     requests = (Request(0, True, _locate(starts, places)) for places in shares)
     target = torch.device(device)
     for loaded in load(reader, requests, config, pin=target.type == "cuda"):

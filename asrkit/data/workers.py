@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.data.collate import Loaded, Reader, Request
 from asrkit.data.config import DataConfig
 
@@ -65,7 +66,7 @@ def _affordable(config: DataConfig) -> tuple[int, int]:
     workers, prefetch = config.workers, config.prefetch
     if workers == 0 or not _SHARED_MEMORY.is_dir():
         return workers, prefetch
-    batch_bytes = 4 * config.sample_rate * config.batch_seconds
+    batch_bytes = 4 * SAMPLE_RATE * config.batch_seconds
     # Half of what is free, since a method may have two streams, and this node's other ranks need theirs.
     room = shutil.disk_usage(_SHARED_MEMORY).free / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Beside the batches that wait, a worker holds the one that it is making.

@@ -41,7 +41,7 @@ class Recogniser:
         if self.experiment.units is None:
             raise AsrkitError("this experiment has no recogniser", where=folder, mend="fine-tune from it first")
         self.units = self.experiment.units
-        self.sample_rate = self.experiment.config.data.sample_rate
+        self.sample_rate = SAMPLE_RATE
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         method, self.update = self.experiment.method(checkpoint)

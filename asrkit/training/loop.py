@@ -151,9 +151,8 @@ class Trainer:
         self.window["updates"] += 1
         self.window["seconds"] += elapsed
         self.window["wait"] += waited
-        for name, batches in micro.items():
-            samples = sum(sum(batch.host_lengths) for batch in batches)
-            self.window["audio"] += samples / self.streams[name].data_config.sample_rate
+        for batches in micro.values():
+            self.window["audio"] += sum(batch.seconds for batch in batches)
         self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
 
     def _guard(self, finite: bool) -> None:

@@ -112,6 +112,7 @@ def test_the_decoders_row_names_language_model_weights_and_where_they_were_tuned
     shown = {row.first.decoder: dict(zip(HEADINGS, cells(row), strict=True)) for row in rows(collect([tmp_path]))[TEST]}
     beam, greedy = shown["beam"], shown["greedy"]
     assert beam["decoder"] == "beam, width 50"
+    assert {result.search for result in collect([tmp_path])} == {"beam + 4gram.arpa", "greedy"}
     assert beam["LM (weights; tuned on)"] == "4gram.arpa (1.5–2, 0.5; dev-clean)"
     assert (beam["n"], beam["sub"], beam["del"], beam["audio s/s"]) == ("2", "3.5", "–", "100")
     assert (greedy["decoder"], greedy["LM (weights; tuned on)"]) == ("greedy", "–")

@@ -418,7 +418,6 @@ def test_impossible_stream_settings_are_refused(values):
         {"batch_seconds": -1.0},
         {"workers": -1},
         {"prefetch": 0},
-        {"sample_rate": 16},
     ],
 )
 def test_impossible_data_settings_are_refused(values):

@@ -181,13 +181,3 @@ def test_a_torn_checkpoint_is_one_line(exp_dir: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(AsrkitError, match="not a readable checkpoint"):
         asrkit.load(tmp_path / "exp")
-
-
-def test_a_model_at_another_rate(speech: Path, tmp_path: Path) -> None:
-    """What a model of 8 kHz hears of a recording does not depend on the rate at which the recording comes."""
-    whole = settings("finetune", speech, encoder=WAVEFORM, finetune={"updates": 2, "freeze_updates": 0})
-    assert train(tmp_path / "exp", whole, "data.sample_rate=8000") == 0
-    narrow = asrkit.load(tmp_path / "exp")
-    samples = resample(wave(), RATE, 8_000)
-    assert narrow.sample_rate == 8_000
-    assert narrow.transcribe(wave(), RATE) == narrow.transcribe(samples, 8_000)

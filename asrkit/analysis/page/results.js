@@ -163,7 +163,7 @@ function resultsTable(test) {
   const rows = test.results.map(row => ({
     cells: [
       h('span', {}, swatch(row.experiment), page.experiments[row.experiment].name), row.recipe, row.source || '–', row.subset || '–',
-      row.lm ? `${row.decoder} (${row.lm})` : row.decoder, percent(row.wer), percent(row.cer),
+      row.decoder, percent(row.wer), percent(row.cer),
       whole(row.substitutions), whole(row.deletions), whole(row.insertions), whole(row.updates), row.speed ? `${brief(row.speed)}×` : '–',
     ],
     best: row.wer === least && test.results.length > 1,
