@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
+from asrkit.commands import checkpoints as checkpoints_command
 from asrkit.commands import decode as decode_command
 from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
@@ -143,6 +144,13 @@ def _parser() -> Parser:
             "asrkit lm train --data data/mini --sets train-clean-100 --order 4 --output exp/lm.arpa",
         )
     )
+
+    summary = "turn another toolkit's model into an experiment"
+    example = "asrkit import facebook/wav2vec2-base --output exp/wav2vec2-base"
+    checkpoints_command.add_import(_add(commands, "import", _import, summary, example))
+    summary = "write an experiment in another toolkit's format"
+    example = "asrkit export exp/finetune --format huggingface --output exported"
+    checkpoints_command.add_export(_add(commands, "export", _export, summary, example))
 
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
@@ -284,6 +292,14 @@ def _decode(options: argparse.Namespace) -> int:
 
 def _lm(options: argparse.Namespace) -> int:
     return lm_command.run(options, console)
+
+
+def _import(options: argparse.Namespace) -> int:
+    return checkpoints_command.run_import(options, console)
+
+
+def _export(options: argparse.Namespace) -> int:
+    return checkpoints_command.run_export(options, console)
 
 
 def _transcribe(options: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
         Returns:
             (N, T, C). Padded frames are never attended to; what stands at their own places has no meaning.
         """
-        query, key, value = self._project(x, None if positions is None else positions.rotary)
+        query, key, value = self.project(x, None if positions is None else positions.rotary)
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         mask = None if frame_mask is None else frame_mask[:, None, None, :]
         if positions is not None and positions.relative is not None:
@@ -67,18 +67,17 @@ class SelfAttention(nn.Module):
             y = self._attend(query.transpose(1, 2), key, value, mask)
         return self.output(y.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
         """Return queries, keys and values (N, T, H, D) of frames (N, T, C)."""
-        if rotary is None:
-            return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        if not self.turns_input:
-            qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        if rotary is None or not self.turns_input:
+            qkv = self.qkv(x).view(x.size(0), x.size(1), 3, self.heads, -1)
+            if rotary is None:
+                return qkv.unbind(2)
             return (*rotate(qkv[:, :, :2], rotary).unbind(2), qkv[:, :, 2])
-        split = 2 * x.size(-1)
-        turned = rotate(x.unflatten(-1, (self.heads, -1)), rotary).flatten(2)
-        qk = F.linear(turned, self.qkv.weight[:split], self.qkv.bias[:split]).unflatten(-1, (2, self.heads, -1))
-        value = F.linear(x, self.qkv.weight[split:], self.qkv.bias[split:]).unflatten(-1, (self.heads, -1))
-        return (*qk.unbind(2), value)
+        turned = rotate(x.view(x.size(0), x.size(1), self.heads, -1), rotary).flatten(2)
+        inputs = (turned, turned, x)
+        maps = zip(inputs, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        return tuple(F.linear(y, weight, bias).view(x.size(0), x.size(1), self.heads, -1) for y, weight, bias in maps)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0

@@ -92,10 +92,15 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what is to be added to the frames (N, T, C), which are zero where padded (``hidden``); the same shape."""
+        y = _convolve(x.transpose(1, 2), self.weight(), self.bias, self.kernel, self.groups)
+        return F.gelu(y).transpose(1, 2)
+
+    def weight(self) -> Tensor:
+        """Return the convolution's weight (C, C / groups, K)."""
         # The norm is that of float32 weights even where the convolution runs in half precision.
         norm = torch.linalg.vector_norm(self.direction, dim=(0, 1))
-        weight = self.direction * (self.magnitude / norm)
-        return F.gelu(_convolve(x.transpose(1, 2), weight, self.bias, self.groups)).transpose(1, 2)
+        weight: Tensor = self.direction * (self.magnitude / norm)
+        return weight
 
 
 class StackedConvPositions(nn.Module):
@@ -119,7 +124,9 @@ class StackedConvPositions(nn.Module):
             if hidden is not None and number > 0:
                 x = x.masked_fill(hidden, 0.0)
             assert isinstance(layer, nn.Conv1d)
-            y = _convolve(x.transpose(1, 2), layer.weight, layer.bias, layer.groups).transpose(1, 2)
+            y = _convolve(x.transpose(1, 2), layer.weight, layer.bias, layer.kernel_size[0], layer.groups).transpose(
+                1, 2
+            )
             x = F.gelu(F.layer_norm(y, y.shape[-1:]).to(y.dtype))
         return x
 
@@ -134,10 +141,9 @@ def make_positions(config: EncoderConfig) -> ConvPositions | StackedConvPosition
     return StackedConvPositions(*shape, config.conv_position_layers)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, groups: int) -> Tensor:
     """Convolve (N, C, T) into as many frames; an even kernel of K taps reaches back by K / 2 frames."""
     # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
     # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
     # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
-    kernel = weight.size(2)
     return F.conv1d(x, F.pad(weight, (0, 1 - kernel % 2)), bias, padding=kernel // 2, groups=groups)
