@@ -138,9 +138,8 @@ def _settings(found: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dic
     inner = model.get("w2v_args")
     if isinstance(inner, Mapping):
         # A fine-tuned model keeps the settings of the encoder that it began with.
-        encoder = inner.get("model") if isinstance(inner.get("model"), Mapping) else inner
-        task = {**(inner.get("task") if isinstance(inner.get("task"), Mapping) else inner), **task}
-        model = dict(encoder)
+        parts = [inner[key] if isinstance(inner.get(key), Mapping) else inner for key in ("model", "task")]
+        model, task = dict(parts[0]), {**parts[1], **task}
     if "encoder_layers" not in model:
         missing = (
             f"expected `encoder_layers` among the model's settings, found {', '.join(sorted(map(str, model))[:4])}, …"

@@ -5,6 +5,8 @@ They are loaded by fairseq2 itself, through its asset store and its model hubs.
 
 from __future__ import annotations
 
+import socket
+import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,8 @@ def read_asset(name: str, units: Units | None = None, with_head: bool = True) ->
     where = f"fairseq2:{name}"
     card = store.maybe_retrieve_card(name)
     if card is None:
-        known = {card.name for family in FAMILIES for card in store.find_cards("model_family", family)}
+        names = {known.partition("@")[0] for known in store.asset_names}
+        known = {known for known in names if known.startswith(FAMILIES)} or names
         raise AsrkitError("no such asset of fairseq2", where=where, mend=nearest(name, known))
     return _read_card(card, units, with_head, where)
 
@@ -157,23 +160,22 @@ def _read_card(card: Any, units: Units | None, with_head: bool, where: object) -
         try:
             config = hub.get_model_config(card)
             model = hub.load_model(card, device=torch.device("cpu"), dtype=torch.float32)
-        except (TimeoutError, ConnectionError):
-            raise
         except Exception as error:  # fairseq2 has an exception of its own for each way in which this can fail
-            raise _told(error, where) from None
+            inner = _innermost(error)
+            if isinstance(inner, (TimeoutError, ConnectionError, urllib.error.URLError, socket.gaierror)):
+                raise ConnectionError(str(inner)) from None
+            reason = " ".join((str(inner) or type(inner).__name__).split())[:300]
+            raise AsrkitError(f"fairseq2 cannot load it: {reason}", where=where) from None
     layered = config.encoder_config.feature_extractor_layer_norm_convs
     normalise = card.metadata.get(NORMALISE, {"on": layered, "epsilon": WaveformConfig.normalise_epsilon})
     name = str(card.name).partition("@")[0]
     return _from_fairseq2(config, normalise, model.state_dict(), units, with_head, name, where)
 
 
-def _told(error: Exception, where: object) -> AsrkitError:
-    """Return one line for what fairseq2 complains of: the innermost reason."""
-    inner: BaseException = error
-    while inner.__cause__ is not None or inner.__context__ is not None:
-        inner = inner.__cause__ or inner.__context__ or inner
-    reason = " ".join((str(inner) or type(inner).__name__).split())[:300]
-    return AsrkitError(f"fairseq2 cannot load it: {reason}", where=where)
+def _innermost(error: BaseException) -> BaseException:
+    """Return the exception at the bottom of a chain: the reason."""
+    below = error.__cause__ or error.__context__
+    return error if below is None else _innermost(below)
 
 
 def _from_fairseq2(

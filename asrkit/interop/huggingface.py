@@ -87,6 +87,7 @@ NAMES = Names(
 )
 
 CTC_ROWS = module("project", "lm_head")
+_RATES = "encoder.embed_positions.inv_freq"
 
 
 def ssl_rows(groups: int) -> list[Row]:
@@ -167,6 +168,8 @@ def to_huggingface(model: Portable) -> tuple[dict[str, Any], dict[str, Tensor]]:
         rows += prefixed(ssl_rows(model.head.groups), SSL)
     if model.encoder.blocks == "conformer":
         fillers += _unused_positions(config, prefix)
+        if model.encoder.positions == "rotary-input":
+            fillers.append(Filler(f"{prefix}{_RATES}", _rates(model.encoder)))
     return config, give(rows, fillers, model.weights)
 
 
@@ -210,11 +213,17 @@ def _encoder_table(shape: EncoderConfig, prefix: str) -> tuple[list[Row], list[F
 
 def _unused(shape: EncoderConfig, prefix: str) -> set[str]:
     """Return the names of weights that transformers stores and never uses."""
-    names = {f"{prefix}encoder.embed_positions.inv_freq"}
+    names = {prefix + _RATES}
     if shape.blocks == "conformer":
         parts = ("bias", NAMES.magnitude, NAMES.direction)
         names |= {f"{prefix}{NAMES.positions}.{part}" for part in parts}
     return names
+
+
+def _rates(shape: EncoderConfig) -> Tensor:
+    """Return the rates of rotary positions, (D / 2,), which follow from the shape and are stored all the same."""
+    width = shape.dim // shape.heads
+    return 1.0 / 10_000 ** (torch.arange(0, width, 2).float() / width)
 
 
 def _unused_positions(config: Mapping[str, Any], prefix: str) -> list[Filler]:

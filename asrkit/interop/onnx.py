@@ -20,13 +20,12 @@ from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.interop.packages import optional
 from asrkit.interop.portable import CTC, ENCODER, Portable
 from asrkit.nn.attention import SelfAttention
-from asrkit.nn.conformer import MaskedBatchNorm
 from asrkit.nn.encoder import SAMPLE_RATE, Encoder, Extracted
 from asrkit.nn.lengths import inside
-from asrkit.nn.logmel import LogMel, LogMelFrontend
-from asrkit.nn.normalisation import LayerNorm, row_normalise
+from asrkit.nn.logmel import LogMelFrontend
+from asrkit.nn.normalisation import row_normalise
 from asrkit.nn.positions import ConvPositions, PositionState
-from asrkit.nn.waveform import FoldedGroupNorm, WaveformFrontend
+from asrkit.nn.waveform import FirstLayer, FoldedGroupNorm, LaterLayer, WaveformFrontend
 
 WEIGHTS = "model.onnx"
 EXTRA = "onnx"
@@ -51,7 +50,7 @@ class Runtime(nn.Module):
         waveform = isinstance(frontend, WaveformFrontend)
         self.frontend = _Waveform(frontend) if waveform else _LogMel(frontend)  # type: ignore[arg-type]
         if isinstance(encoder.positions, ConvPositions):
-            encoder.positions = _Positions(encoder.positions)
+            encoder.positions = _Positions(encoder.positions)  # type: ignore[assignment]
         for block in encoder.blocks:
             block.attention = _Attention(block.attention)  # type: ignore[arg-type]
 
@@ -127,6 +126,7 @@ class _Waveform(nn.Module):
             waves = row_normalise(waves, lengths, inside(lengths, waves.size(1)), frontend.normalise_epsilon)
         x = waves[:, None]
         for layer in frontend.layers:
+            assert isinstance(layer, (FirstLayer, LaterLayer))
             conv, norm = layer.conv, layer.norm
             x = functional.conv1d(x, conv.weight, conv.bias, stride=conv.stride)
             lengths = torch.div(lengths - conv.kernel, conv.stride, rounding_mode="floor") + 1
@@ -149,6 +149,8 @@ def _over_time(x: Tensor, valid: Tensor, norm: FoldedGroupNorm) -> Tensor:
 
 class _LogMel(nn.Module):
     """`LogMelFrontend` with the spectrum by a convolution with cosines and sines."""
+
+    basis: Tensor
 
     def __init__(self, frontend: LogMelFrontend) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class Inert:
         return id(self)
 
 
-class InertMapping(Inert, dict):  # type: ignore[type-arg]
+class InertMapping(Inert, dict):  # type: ignore[type-arg, misc]
     """Stands in for a subclass of dict."""
 
 
@@ -114,13 +114,12 @@ def read_pickled(path: Path) -> Any:
     """
     try:
         kind = _describe(path)
-        if kind in (_PROGRAM, _TAR):
-            raise AsrkitError(f"expected a PyTorch checkpoint, found {kind}", where=path)
-        found = torch.load(path, map_location="cpu", pickle_module=_MODULE, weights_only=False)
-    except AsrkitError:
-        raise
     except OSError as error:
         raise AsrkitError(f"cannot be read: {error.strerror or error}", where=path) from None
+    if kind in (_PROGRAM, _TAR):
+        raise AsrkitError(f"expected a PyTorch checkpoint, found {kind}", where=path)
+    try:
+        found = torch.load(path, map_location="cpu", pickle_module=_MODULE, weights_only=False)
     except Refused as error:
         what = f"asks for {error} to be called, which no checkpoint needs; nothing was called"
         raise AsrkitError(what, where=path, mend="do not trust this file") from None

@@ -130,7 +130,7 @@ def encoder_rows(names: Names, config: EncoderConfig) -> tuple[list[Row], list[F
     rows, fillers = _frontend(names, config)
     features, width = config.waveform.layers[-1][0], config.dim
     rows += module("feature_norm", names.feature_norm)
-    stand_ins = (None, None)
+    stand_ins: tuple[Tensor | None, Tensor | None] = (None, None)
     if names.optional_projection and features == width:
         stand_ins = (torch.eye(width), torch.zeros(width))
     for part, stand_in in zip(("weight", "bias"), stand_ins, strict=True):
@@ -144,8 +144,8 @@ def encoder_rows(names: Names, config: EncoderConfig) -> tuple[list[Row], list[F
         rows += module("norm", names.norm_after if place == "after" else names.norm_before)
     blocks = names.conformer if config.blocks == "conformer" else names.transformer
     for number in range(config.layers):
-        for ours, theirs in blocks.items():
-            rows += _block_part(names, config, f"blocks.{number}.{ours}", theirs.format(number), ours)
+        for kind, name in blocks.items():
+            rows += _block_part(names, config, f"blocks.{number}.{kind}", name.format(number), kind)
         if config.blocks == "conformer":
             counter = blocks["convolution.depthwise_norm"].format(number)
             fillers.append(Filler(f"{counter}.num_batches_tracked", torch.zeros((), dtype=torch.int64)))
