@@ -284,7 +284,7 @@ def _encoder_config(
             norm="layer" if stacked else config.get("feat_extract_norm", "group"),
             bias=bool(config.get("conv_bias", False)),
             normalise=normalise,
-            normalise_epsilon=1e-7,
+            normalise_epsilon=1e-7 if normalise else WaveformConfig.normalise_epsilon,
         ),
         blocks="conformer" if conformer else "transformer",
         layers=config.get("num_hidden_layers", 12),

@@ -24,7 +24,7 @@ from asrkit.nn.encoder import SAMPLE_RATE, Encoder, Extracted
 from asrkit.nn.lengths import inside
 from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.normalisation import row_normalise
-from asrkit.nn.positions import ConvPositions, PositionState
+from asrkit.nn.positions import ConvPositions, PositionState, StackedConvPositions
 from asrkit.nn.waveform import FirstLayer, FoldedGroupNorm, LaterLayer, WaveformFrontend
 
 WEIGHTS = "model.onnx"
@@ -51,6 +51,8 @@ class Runtime(nn.Module):
         self.frontend = _Waveform(frontend) if waveform else _LogMel(frontend)  # type: ignore[arg-type]
         if isinstance(encoder.positions, ConvPositions):
             encoder.positions = _Positions(encoder.positions)  # type: ignore[assignment]
+        elif isinstance(encoder.positions, StackedConvPositions):
+            encoder.positions = _StackedPositions(encoder.positions)  # type: ignore[assignment]
         for block in encoder.blocks:
             block.attention = _Attention(block.attention)  # type: ignore[arg-type]
 
@@ -100,16 +102,36 @@ class _Positions(nn.Module):
 
     def __init__(self, positions: ConvPositions) -> None:
         super().__init__()
-        self.odd = positions.kernel % 2
         dim, kernel = positions.bias.numel(), positions.kernel
-        self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=positions.groups)
-        self.conv.weight = nn.Parameter(positions.weight().detach())
-        self.conv.bias = positions.bias
+        self.conv = nn.Conv1d(dim, dim, kernel, groups=positions.groups)
+        self.conv.weight, self.conv.bias = nn.Parameter(positions.weight().detach()), positions.bias
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what is to be added to the frames (N, T, C)."""
-        y = self.conv(x.transpose(1, 2))
-        return functional.gelu(y if self.odd else y[:, :, :-1]).transpose(1, 2)
+        return functional.gelu(_same(self.conv, x))
+
+
+class _StackedPositions(nn.Module):
+    """`StackedConvPositions` by plain convolutions."""
+
+    def __init__(self, positions: StackedConvPositions) -> None:
+        super().__init__()
+        self.layers = positions.layers
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return what is to be added to the frames (N, T, C), of which those that are ``hidden`` are padding."""
+        for layer in self.layers:
+            assert isinstance(layer, nn.Conv1d)
+            y = _same(layer, x.masked_fill(hidden, 0.0))
+            x = functional.gelu(functional.layer_norm(y, (layer.out_channels,)))
+        return x
+
+
+def _same(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Convolve (N, T, C) into as many frames; an even kernel of K taps reaches back by K / 2 frames."""
+    kernel = conv.kernel_size[0]
+    y = functional.conv1d(x.transpose(1, 2), conv.weight, conv.bias, padding=kernel // 2, groups=conv.groups)
+    return (y if kernel % 2 else y[:, :, :-1]).transpose(1, 2)
 
 
 class _Waveform(nn.Module):

@@ -29,13 +29,13 @@ from asrkit.training.experiment import open_experiment
 
 pytest.importorskip("fairseq2")
 
-from fairseq2.models.transformer import TransformerNormOrder  # noqa: E402
-from fairseq2.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2EncoderConfig  # noqa: E402
-from fairseq2.models.wav2vec2.asr import Wav2Vec2AsrConfig, create_wav2vec2_asr_model  # noqa: E402
-from fairseq2.models.wav2vec2.asr.interop import convert_wav2vec2_asr_state_dict  # noqa: E402
-from fairseq2.models.wav2vec2.factory import create_wav2vec2_model  # noqa: E402
-from fairseq2.models.wav2vec2.interop import convert_wav2vec2_state_dict  # noqa: E402
-from fairseq2.nn import BatchLayout  # noqa: E402
+from fairseq2.models.transformer import TransformerNormOrder
+from fairseq2.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2EncoderConfig
+from fairseq2.models.wav2vec2.asr import Wav2Vec2AsrConfig, create_wav2vec2_asr_model
+from fairseq2.models.wav2vec2.asr.interop import convert_wav2vec2_asr_state_dict
+from fairseq2.models.wav2vec2.factory import create_wav2vec2_model
+from fairseq2.models.wav2vec2.interop import convert_wav2vec2_state_dict
+from fairseq2.nn import BatchLayout
 
 UNITS = 10
 LAYERS = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16,2,2)] + [(16,2,2)]"
@@ -151,7 +151,9 @@ def settings(shape: str) -> dict[str, Any]:
     }
 
 
-def checkpoint(shape: str, supervised: bool, form: str, normalise: bool = False) -> tuple[dict[str, Any], nn.Module, Any]:
+def checkpoint(
+    shape: str, supervised: bool, form: str, normalise: bool = False
+) -> tuple[dict[str, Any], nn.Module, Any]:
     """Return a checkpoint with its settings in one of the forms that fairseq has had."""
     model, config = make(shape, supervised)
     own, task = settings(shape), {"_name": "audio_pretraining", "normalize": normalise}
@@ -324,10 +326,16 @@ def test_other_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.Capture
     fails(b"", "expected a PyTorch checkpoint, found an empty file")
     fails(b"RIFF....WAVEfmt ", "expected a PyTorch checkpoint, found a wave file")
     fails(b"<html>404</html>", "expected a PyTorch checkpoint, found a web page")
-    fails(saved({"weights": torch.ones(1)}), "expected a fairseq checkpoint with `model` and `cfg` or `args`, found weights")
+    fails(
+        saved({"weights": torch.ones(1)}),
+        "expected a fairseq checkpoint with `model` and `cfg` or `args`, found weights",
+    )
     fails(saved([1, 2]), "expected a fairseq checkpoint with `model` and `cfg` or `args`, found list")
     fails(saved({"model": found["model"]}), "expected the model's settings in `cfg` or `args`, found none")
-    fails(saved({**found, "cfg": {"model": {"arch": "transformer"}}}), "expected `encoder_layers` among the model's settings")
+    fails(
+        saved({**found, "cfg": {"model": {"arch": "transformer"}}}),
+        "expected `encoder_layers` among the model's settings",
+    )
     fails(whole, "expected a dictionary of 10 symbols, found none")
     found["cfg"]["model"]["w2v_args"]["model"]["conv_feature_layers"] = "__import__('os').system('true')"
     fails(saved(found), "expected conv_feature_layers such as")

@@ -18,16 +18,16 @@ from asrkit.training.experiment import open_experiment
 
 pytest.importorskip("fairseq2")
 
-from fairseq2.assets import AssetCard  # noqa: E402
-from fairseq2.models.transformer import TransformerNormOrder  # noqa: E402
-from fairseq2.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2EncoderConfig, get_wav2vec2_model_hub  # noqa: E402
-from fairseq2.models.wav2vec2.asr import (  # noqa: E402
+from fairseq2.assets import AssetCard
+from fairseq2.models.transformer import TransformerNormOrder
+from fairseq2.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2EncoderConfig, get_wav2vec2_model_hub
+from fairseq2.models.wav2vec2.asr import (
     Wav2Vec2AsrConfig,
     create_wav2vec2_asr_model,
     get_wav2vec2_asr_model_hub,
 )
-from fairseq2.models.wav2vec2.factory import create_wav2vec2_model  # noqa: E402
-from fairseq2.nn import BatchLayout  # noqa: E402
+from fairseq2.models.wav2vec2.factory import create_wav2vec2_model
+from fairseq2.nn import BatchLayout
 
 SMALL: dict[str, Any] = {
     "model_dim": 32,
