@@ -9,7 +9,7 @@ Shapes: C channels, H heads, D = C / H, K kernel, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Names:
     layer_norm: str
     feature_norm: str
     projection: str
-    mask: str | None
+    mask: str
     positions: str
     stacked_positions: str
     norm_before: str
@@ -73,8 +73,6 @@ class Names:
     """Whether the projection is absent where the features are as wide as the blocks."""
     paired_rotary: bool = False
     """Whether rotary positions turn neighbouring channels; ours turn i with i + D / 2."""
-    fillers: Mapping[str, str] = field(default_factory=dict)
-    """Other modules that must be there: by kind the name."""
 
 
 def single(take: Callable[[Tensor], Tensor], give: Callable[[Tensor], Tensor]) -> Change:
@@ -136,8 +134,7 @@ def encoder_rows(names: Names, config: EncoderConfig) -> tuple[list[Row], list[F
     for part, stand_in in zip(("weight", "bias"), stand_ins, strict=True):
         theirs = (f"{names.projection}.{part}",)
         rows.append(Row(f"projection.{part}", theirs, SAME, stand_in is not None, stand_in))
-    if names.mask is not None:
-        rows.append(Row("mask_embedding", (names.mask,), SAME, optional=True))
+    rows.append(Row("mask_embedding", (names.mask,), SAME, optional=True))
     rows += _positions(names, config)
     place = config.outer_norm if config.blocks == "conformer" else "after" if config.pre_norm else "before"
     if place != "none":

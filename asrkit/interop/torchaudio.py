@@ -23,6 +23,9 @@ from asrkit.text.units import BOUNDARY, Units
 DESCRIPTION = "torchaudio.json"
 """In a folder: the arguments of `torchaudio.models.wav2vec2_model`, and what else the weights do not say."""
 WEIGHTS = "model.pt"
+MASKED = "mask_embedding"
+MASK = f"{MASKED}.pt"
+"""What torchaudio's model has no place for, and a training that goes on wants back."""
 
 NAMES = Names(
     convolution="feature_extractor.conv_layers.{}.conv",
@@ -30,7 +33,7 @@ NAMES = Names(
     layer_norm="feature_extractor.conv_layers.{}.layer_norm",
     feature_norm="encoder.feature_projection.layer_norm",
     projection="encoder.feature_projection.projection",
-    mask=None,
+    mask=MASKED,
     positions="encoder.transformer.pos_conv_embed.conv",
     stacked_positions="",
     norm_before="encoder.transformer.layer_norm",
@@ -91,6 +94,8 @@ def read_folder(folder: Path, units: Units | None = None, with_head: bool = True
     path = folder / WEIGHTS
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if (folder / MASK).is_file():
+            state |= torch.load(folder / MASK, map_location="cpu", weights_only=True)
         arguments, normalise, name = dict(found["arguments"]), bool(found["normalize_waveform"]), str(found["name"])
     except FileNotFoundError:
         raise AsrkitError("expected a file of weights, found none", where=path) from None
@@ -115,13 +120,15 @@ def write_folder(model: Portable, folder: Path) -> None:
     if reason is not None:
         raise AsrkitError(reason)
     rows, fillers = encoder_rows(NAMES, model.encoder)
-    rows = prefixed([row for row in rows if row.ours != "mask_embedding"], ENCODER)
+    rows = prefixed([row for row in rows if row.ours != MASKED], ENCODER)
     if model.units is not None:
         rows += prefixed(CTC_ROWS, CTC)
         model.units.save(folder / "units")
     state = give(rows, fillers, model.weights)
-    with atomic_path(folder / WEIGHTS) as temporary:
-        torch.save(state, temporary)
+    mask = {MASKED: model.weights[ENCODER + MASKED].detach().cpu().clone()}
+    for name, tensors in ((WEIGHTS, state), (MASK, mask)):
+        with atomic_path(folder / name) as temporary:
+            torch.save(tensors, temporary)
     labels = list(model.units.symbols) if model.units is not None else None
     waveform = model.encoder.waveform
     description = {
