@@ -116,6 +116,31 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
         whole["data"]["unlabelled"] = {**stream, "crop_seconds": 1.2}
         head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
         whole["pretrain"] = {"updates": 10, "schedule": schedule, "wav2vec2": head}
+    elif method == "wav2vec_s":
+        whole["data"]["labelled"] = {**stream, "seconds_per_update": 2.0}
+        whole["data"]["unlabelled"] = stream
+        whole["wav2vec_s"] = {
+            "updates": 10,
+            "warmup_updates": 3,
+            "freeze_updates": 1,
+            "freeze_frontend": False,
+            "schedule": schedule,
+            "mask": mask,
+            "student_mask": mask,
+            # A model of ten updates is sure of nothing.
+            "pseudo": {
+                "teacher": "ema",
+                "ema_decay": 0.8,
+                "confidence": 0.0,
+                "ramp_updates": 3,
+                "cache": 8,
+                "cache_renewal": 0.3,
+            },
+        }
+    elif method in ("bl_just", "weighted_sum"):
+        whole["data"]["labelled"] = {**stream, "speed_factors": [0.9, 1.0, 1.1]}
+        whole["data"]["unlabelled"] = {**stream, "crop_seconds": 1.2}
+        whole[method] = joint_settings(method, mask, schedule)
     else:
         whole["data"]["labelled"] = {**stream, "speed_factors": [0.9, 1.0, 1.1]}
         whole["finetune"] = {
@@ -126,6 +151,18 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
             "mask": mask,
         }
     return merged(whole, changes)
+
+
+def joint_settings(method: str, mask: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    """Return the section of a joint method: two outer epochs of 1 + 3 updates, or 7 joint updates; then fine-tuning."""
+    head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
+    section = {"ssl": {"wav2vec2": head}, "mask": mask, "diagnose_every": 2}
+    if method == "weighted_sum":
+        lengths, own = {"joint": 7, "finetune": 3}, {"weight": 0.5}
+    else:
+        lengths, own = {"exploration": 1, "joint": 3, "finetune": 2}, {"outer_epochs": 2, "gamma": {"slope": 0.3}}
+    phases = {name: {"updates": updates, "schedule": schedule} for name, updates in lengths.items()}
+    return {**section, **phases, **own}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

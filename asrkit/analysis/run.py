@@ -13,11 +13,32 @@ import yaml
 
 from asrkit.analysis import curves
 from asrkit.analysis.results import FILE as RESULTS
+from asrkit.analysis.similarity import FILE as SIMILARITY
 from asrkit.errors import AsrkitError
 from asrkit.training.environment import FILE as ENVIRONMENT
 
-SIMILARITY = "similarity.json"
 _LOG_CHARACTERS = 40_000
+
+
+@dataclass(frozen=True)
+class Similar:
+    """What the page shows of a pair that `asrkit similarity` compared."""
+
+    name: str
+    """The pair's name."""
+    layers: tuple[str, ...]
+    """Its layers."""
+    values: tuple[float, ...]
+    """PWCCA of each."""
+
+    @classmethod
+    def of(cls, pair: Mapping[str, Any]) -> Similar:
+        """Read a pair's JSON; raises ValueError, KeyError or TypeError where it is none."""
+        layers = tuple(str(layer) for layer in pair["layers"])
+        values = tuple(float(value) for value in pair["pwcca"])
+        if not layers or len(layers) != len(values) or not all(0 <= value <= 1 for value in values):
+            raise ValueError("layers and values do not fit")
+        return cls(str(pair["name"]), layers, values)
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,8 @@ class Run:
     @property
     def recipe(self) -> str:
         """The methods that led here, such as pretrain+finetune."""
-        return (_read(self.folder / "recipe") or str(self.config.get("method", ""))).strip()
+        lines = (_read(self.folder / "recipe") or "").splitlines()
+        return lines[0].strip() if lines else str(self.config.get("method", ""))
 
     @property
     def log(self) -> str:
@@ -122,22 +144,15 @@ class Run:
                 return {"name": name, "value": found[0], "step": found[1]}
         return None
 
-    def similarities(self) -> list[dict[str, Any]]:
-        """Return what every similarity.json in the folder or one folder below holds, as JSON.
-
-        Such a file names the two sides (``a``, ``b``), and gives for each of ``layers`` a value in ``pwcca``.
-        """
+    def similarities(self) -> list[Similar]:
+        """Return the pairs of every similarity.json in the folder or one folder below; what is broken is left out."""
         found = []
         for path in sorted([*self.folder.glob(SIMILARITY), *self.folder.glob(f"*/{SIMILARITY}")]):
             try:
-                values = json.loads(_read(path) or "")
-                layers = [str(layer) for layer in values["layers"]]
-                rates = [float(value) for value in values["pwcca"]]
+                pairs = json.loads(_read(path) or "")["pairs"]
+                found += [Similar.of(pair) for pair in pairs]
             except (ValueError, KeyError, TypeError):
                 continue
-            if layers and len(layers) == len(rates) and all(0 <= rate <= 1 for rate in rates):
-                title = f"{values.get('a', self.folder)} and {values.get('b', '')}"
-                found.append({"title": title, "layers": layers, "values": rates})
         return found
 
     def stamp(self) -> tuple[Any, ...]:

@@ -36,6 +36,8 @@ class Phase:
     """How losses become gradients."""
     reset_optimiser: bool = False
     """Forget the optimiser's moments when the phase begins."""
+    milestone: bool = True
+    """Validate and save when the phase ends; off suits phases that come by the hundred. A run's last phase does both."""
 
     def __post_init__(self) -> None:
         if isinstance(self.length, int) and self.length < 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Engine(Protocol):
 
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """Add each tensor over all ranks, in place, in flat buckets."""
+        ...
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Return every rank's ``thing``, in the order of ranks: small Python objects, not tensors."""
         ...
 
 
@@ -91,32 +95,58 @@ class Accumulate:
         totals: Totals,
     ) -> None:
         """See `Step.run`."""
-        prepared = {
-            stream: [self._prepare(method, stream, batch, clock, engine) for batch in batches]
-            for stream, batches in micro_batches.items()
-        }
+        ready = Ready.make(method, micro_batches, clock, engine, totals)
+        for stream in micro_batches:
+            ready.backward(stream, totals)
+        reduce_gradients(method, engine)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An update that is prepared on every rank: what is left is one backward pass per micro-batch, stream by stream."""
+
+    method: Method
+    micro_batches: Mapping[str, Sequence[Batch]]
+    clock: Clock
+    engine: Engine
+    prepared: Mapping[str, Sequence[Prepared]]
+    """What `Method.prepare` fixed, by stream, one for each micro-batch."""
+    counts: Mapping[tuple[str, str], Tensor]
+    """The terms' counts over all micro-batches and ranks, by (stream, term)."""
+
+    @classmethod
+    def make(
+        cls,
+        method: Method,
+        micro_batches: Mapping[str, Sequence[Batch]],
+        clock: Clock,
+        engine: Engine,
+        totals: Totals,
+    ) -> Ready:
+        """Prepare every micro-batch and add the terms' counts over ranks; the arguments are those of `Step.run`."""
+        prepared: dict[str, list[Prepared]] = {}
+        for stream, batches in micro_batches.items():
+            with torch.no_grad(), engine.autocast():
+                prepared[stream] = [method.prepare(stream, batch, clock) for batch in batches]
         counts = global_counts(prepared, method, engine)
         # Every rank brings its share of the update, one without audio too.
         totals.add({"loss": Ratio(0.0, 1.0 / engine.world_size)})
-        for stream, batches in micro_batches.items():
-            for batch, ready in zip(batches, prepared[stream], strict=True):
-                with engine.autocast():
-                    losses = method.losses(stream, batch, ready.draws, clock)
-                objective = torch.zeros((), device=method.device)
-                for name, term in losses.terms.items():
-                    # The clamp keeps an update without a single masked frame or label at zero instead of 0/0.
-                    share = term.sum / counts[stream, name].clamp(min=1e-8)
-                    objective = objective + term.weight * share
-                    totals.add({name: Ratio(term.sum.detach(), ready.counts[name])})
-                if objective.requires_grad:
-                    engine.scale(objective).backward()
-                totals.add({"loss": Ratio(objective.detach(), 0.0), **losses.metrics})
-        reduce_gradients(method, engine)
+        return cls(method, micro_batches, clock, engine, prepared, counts)
 
-    @staticmethod
-    def _prepare(method: Method, stream: str, batch: Batch, clock: Clock, engine: Engine) -> Prepared:
-        with torch.no_grad(), engine.autocast():
-            return method.prepare(stream, batch, clock)
+    def backward(self, stream: str, totals: Totals) -> None:
+        """Add this rank's gradient of a stream's terms to `.grad`, each graph freed at once; figures go to ``totals``."""
+        for batch, ready in zip(self.micro_batches[stream], self.prepared[stream], strict=True):
+            with self.engine.autocast():
+                losses = self.method.losses(stream, batch, ready.draws, self.clock)
+            objective = torch.zeros((), device=self.method.device)
+            for name, term in losses.terms.items():
+                # The clamp keeps an update without a single masked frame or label at zero instead of 0/0.
+                share = term.sum / self.counts[stream, name].clamp(min=1e-8)
+                objective = objective + term.weight * share
+                totals.add({name: Ratio(term.sum.detach(), ready.counts[name])})
+            if objective.requires_grad:
+                self.engine.scale(objective).backward()
+            totals.add({"loss": Ratio(objective.detach(), 0.0), **losses.metrics})
 
 
 def global_counts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from asrkit.data.augment import NoiseConfig
 from asrkit.errors import AsrkitError
@@ -13,7 +14,9 @@ class StreamConfig:
     """What a training stream is made of."""
 
     sets: list[str] = field(default_factory=list)
-    """Names of prepared sets under data.dir; empty = the stream is not used."""
+    """Names of prepared sets; empty = the stream is not used."""
+    dir: str = ""
+    """Folder of these sets, as `asrkit prepare` wrote it; empty = data.dir."""
     seconds_per_update: float = 400.0
     """Audio per update, over all ranks, in seconds without padding; the accumulation follows from it."""
     min_seconds: float = 0.0
@@ -52,11 +55,11 @@ class DataConfig:
     """Where the data is and how it is read."""
 
     dir: str = "data"
-    """Folder that `asrkit prepare` wrote."""
+    """Folder that `asrkit prepare` wrote; a stream may name another one for itself."""
     labelled: StreamConfig = field(default_factory=StreamConfig)
     """The stream with transcripts."""
     unlabelled: StreamConfig = field(default_factory=StreamConfig)
-    """The stream without; transcripts that a set has are not looked at."""
+    """The stream without; transcripts that a set has are used to measure pseudo-labels, never to learn from."""
     dev: list[str] = field(default_factory=list)
     """Names of the prepared sets for validation."""
     batch_seconds: float = 80.0
@@ -80,3 +83,7 @@ class DataConfig:
             raise AsrkitError(f"data.prefetch is {self.prefetch}", mend="1 or more")
         if self.sample_rate < 1000:
             raise AsrkitError(f"data.sample_rate is {self.sample_rate}", mend="samples per second, such as 16000")
+
+    def folder(self, stream: StreamConfig) -> Path:
+        """Return the prepared folder that a stream reads."""
+        return Path(stream.dir or self.dir)

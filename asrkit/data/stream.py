@@ -76,14 +76,15 @@ class Stream:
         self.device = torch.device(device)
         self.skipped = 0
         # Absolute, because workers may start in another folder.
-        sets = [SetIndex.open((Path(data_config.dir) / name).absolute()) for name in config.sets]
+        self.folder = data_config.folder(config)
+        sets = [SetIndex.open((self.folder / name).absolute()) for name in config.sets]
         if not sets:
-            raise AsrkitError("a stream needs at least one set", where=data_config.dir)
+            raise AsrkitError("a stream needs at least one set", where=self.folder)
         self.reader = Reader(
             sets,
             sample_rate=data_config.sample_rate,
             units=units,
-            texts=units is not None,
+            texts=units is not None or _transcribed(sets, config),
             seed=seed,
             config=config,
         )
@@ -198,7 +199,7 @@ class Stream:
         left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         names = "+".join(config.sets)
         if not len(rows):
-            raise AsrkitError(f"no usable utterance: {left_out}", where=f"{self.data_config.dir}, sets {names}")
+            raise AsrkitError(f"no usable utterance: {left_out}", where=f"{self.folder}, sets {names}")
         if left_out:
             log.warning("%s: %d of %d utterances used; left out: %s", names, len(rows), len(durations), left_out)
         return rows
@@ -228,7 +229,7 @@ class Stream:
         if self._failures_in_a_row >= _HOPELESS:
             raise AsrkitError(
                 f"the last {self._failures_in_a_row} utterances could not be read; {item.failures[-1][1]}",
-                where=self.data_config.dir,
+                where=self.folder,
                 mend="is the corpus still where it was when it was prepared?",
             )
 
@@ -281,6 +282,11 @@ def _copy(batch: Batch) -> Batch:
         field.name: value.clone() for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)
     }
     return replace(batch, **tensors)
+
+
+def _transcribed(sets: Sequence[SetIndex], config: StreamConfig) -> bool:
+    """Whether the transcripts of sets that serve as unlabelled are known in full, to measure pseudo-labels by."""
+    return all(index.labelled for index in sets) and not config.crop_seconds
 
 
 def _locate(starts: np.ndarray, rows: np.ndarray) -> tuple[tuple[int, int], ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from asrkit.core.clock import Clock
 from asrkit.core.term import Losses
 from asrkit.data.batch import Batch
 from asrkit.nn.encoder import Encoded
+from asrkit.nn.masking import SpanMask
 
 
 class Head(nn.Module, ABC):
@@ -43,6 +44,30 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def loss(self, encoded: Encoded, batch: Batch, draws: Any, clock: Clock) -> Losses:
         """Return terms and metrics of one micro-batch. Deterministic given ``draws``, dropout apart."""
+
+
+class MaskedDraws(Protocol):
+    """What is random in a self-supervised loss on a micro-batch."""
+
+    @property
+    def mask(self) -> SpanMask:
+        """Of the encoder's input."""
+        ...
+
+
+class SelfSupervisedHead(Head):
+    """A head that learns from masked speech alone, of which `loss` finds the traces in `Encoded`.
+
+    It reads of `Encoded` the states, the features and the extracted features, and nothing else: what a method does to these
+    (scaling the gradient that goes back through them, say) holds for the whole loss.
+    """
+
+    codebooks: int = 0
+    """Codebooks over which the metric `code_perplexity` is a sum; 0 if there is no such metric."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, frames: Sequence[int], clock: Clock) -> MaskedDraws:
+        """See `Head.draw`; the draws name the mask under which the encoder is to be run."""
 
 
 class SupervisedHead(Head):

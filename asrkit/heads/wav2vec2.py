@@ -17,7 +17,7 @@ from asrkit.core.clock import Clock
 from asrkit.core.term import Losses, Ratio, Term
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.heads.head import Head
+from asrkit.heads.head import SelfSupervisedHead
 from asrkit.losses.contrastive import contrastive_loss, draw_negatives, negative_weights
 from asrkit.nn.encoder import Encoded
 from asrkit.nn.lengths import inside
@@ -96,7 +96,7 @@ class Wav2Vec2Draws:
     """Gumbel noise (N, M, G, E); None where the best codebook entry is wanted: in evaluation, or without quantiser."""
 
 
-class Wav2Vec2Head(Head):
+class Wav2Vec2Head(SelfSupervisedHead):
     """Contrastive loss between encoder states and quantised features of masked frames."""
 
     def __init__(self, config: Wav2Vec2HeadConfig, dim: int, feature_dim: int) -> None:
@@ -118,6 +118,7 @@ class Wav2Vec2Head(Head):
         )
         self.project_targets = nn.Linear(config.final_dim if self.quantiser else feature_dim, config.final_dim)
         self.project_states = nn.Linear(dim, config.final_dim)
+        self.codebooks = config.groups if self.quantiser else 0
         quantised = ("diversity",) if self.quantiser else ()
         self.terms = ("contrastive", *quantised, "feature_penalty")
         self.reduce: Callable[[Tensor], Tensor] | None = None

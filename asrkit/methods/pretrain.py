@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.wav2vec2 import Wav2Vec2Draws, Wav2Vec2Head, Wav2Vec2HeadConfig
+from asrkit.methods.collapse import CollapseWatch
 from asrkit.methods.common import encode, encoder_frames, parameter_groups
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
@@ -62,7 +62,13 @@ class Pretrain(Method):
         self.config = config
         self.encoder = encoder
         self.ssl = Wav2Vec2Head(config.wav2vec2, encoder.dim, encoder.feature_dim)
-        self.rows_on_floor = 0
+        self.collapse = CollapseWatch(
+            config.min_code_perplexity,
+            config.collapse_patience,
+            self.ssl.codebooks,
+            "lower pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use "
+            "larger batches",
+        )
 
     def groups(self) -> Mapping[str, list[nn.Parameter]]:
         """See `Method.groups`."""
@@ -100,21 +106,12 @@ class Pretrain(Method):
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
         """See `Method.health`: stop when the quantiser uses next to no codes for a long time."""
-        perplexity = metrics.get("code_perplexity", math.inf)  # unquantised targets have none
-        on_floor = perplexity <= self.config.min_code_perplexity * self.config.wav2vec2.groups
-        self.rows_on_floor = self.rows_on_floor + 1 if on_floor else 0
-        if self.rows_on_floor < self.config.collapse_patience:
-            return None
-        return (
-            f"the code perplexity has been as low as {perplexity:.2f} for {self.rows_on_floor} rows of the log: the "
-            "quantiser has collapsed onto a few codes and the contrastive task has become trivial or impossible; lower "
-            "pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use larger batches"
-        )
+        return self.collapse.message(metrics)
 
     def extra_state(self) -> dict[str, int]:
         """See `Method.extra_state`."""
-        return {"rows_on_floor": self.rows_on_floor}
+        return {"rows_on_floor": self.collapse.rows}
 
     def load_extra_state(self, state: dict[str, int]) -> None:
         """See `Method.load_extra_state`."""
-        self.rows_on_floor = state["rows_on_floor"]
+        self.collapse.rows = state["rows_on_floor"]

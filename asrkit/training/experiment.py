@@ -48,7 +48,8 @@ REGULARISATION = (
 
 
 RECIPE = "recipe"
-"""A one-line file: the methods that led to this experiment, so that reports need not find its ancestors."""
+"""A file of two lines, so that reports need not find an experiment's ancestors: the methods that led to it, and the labelled
+sets that the ancestors learnt from (empty if they had none)."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,21 @@ class Experiment:
 
     @property
     def recipe(self) -> str:
-        """The methods that led here, such as ``pretrain+finetune``."""
+        """The methods that led here, such as ``pretrain+wav2vec_s+finetune``."""
+        return self._lineage()[0]
+
+    @property
+    def source(self) -> str:
+        """The labelled sets that earlier stages learnt from, such as ``9h``; empty if there were none."""
+        return self._lineage()[1]
+
+    def _lineage(self) -> tuple[str, str]:
         try:
-            return (self.folder / RECIPE).read_text(encoding="utf-8").strip()
+            lines = (self.folder / RECIPE).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise AsrkitError(f"cannot be read: {error.strerror}", where=self.folder / RECIPE) from None
+        first, second = (*lines, "", "")[:2]
+        return first.strip(), second.strip()
 
     def weights(self, which: str = "best") -> tuple[dict[str, torch.Tensor], int]:
         """Return the weights that `best` (or, where nothing was validated, `last`) names, and their update.
@@ -179,9 +190,11 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         method.check_scratch()
     method.to(engine.device)
     seed_generators([config.seed, ranks.rank])
+    streams = _streams(config, units, engine)
+    method.observe_streams({name: stream.updates_per_epoch for name, stream in streams.items()})
     trainer = Trainer(
         method,
-        _streams(config, units, engine),
+        streams,
         _dev_batches(config, units, ranks),
         optimiser=Optimiser(method, config.optimiser),
         engine=engine,
@@ -216,8 +229,12 @@ def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment 
         config.encoder = inherit_shape(config.encoder, initial.config.encoder)
     if ranks.is_first:
         configuration.save(config, exp_dir / "config.yaml")
-        before = f"{initial.recipe}+" if initial is not None else ""
-        write_text(exp_dir / RECIPE, f"{before}{config.method}\n")
+        methods, sources = ([initial.recipe], [initial.source]) if initial is not None else ([], [])
+        if initial is not None and _needs_units(initial.config):
+            sources += initial.config.data.labelled.sets
+        write_text(
+            exp_dir / RECIPE, "+".join([*methods, config.method]) + "\n" + "+".join(filter(None, sources)) + "\n"
+        )
         if _needs_units(config):
             _new_units(config, initial).save(exp_dir / "units")
     return initial
@@ -253,12 +270,12 @@ def _new_units(config: ExperimentConfig, initial: Experiment | None) -> Units:
     inherited = initial.units if initial is not None and _keeps_head(config) else None
     if _keeps_head(config) and inherited is None:
         raise AsrkitError(f"{config.method}.keep_head is on, but `init` has no units", mend="switch it off")
-    return resolve_units(config.units, Path(config.data.dir), lambda: _texts(config), inherited)
+    return resolve_units(config.units, config.data.folder(config.data.labelled), lambda: _texts(config), inherited)
 
 
 def _texts(config: ExperimentConfig) -> Iterator[str]:
     for name in config.data.labelled.sets:
-        for record in SetIndex.open(Path(config.data.dir) / name).records():
+        for record in SetIndex.open(config.data.folder(config.data.labelled) / name).records():
             yield record_text(record) or ""
 
 

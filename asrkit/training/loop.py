@@ -120,13 +120,14 @@ class Trainer:
             self._guard(finite)
             for name in phase.streams:
                 self.streams[name].consumed()
-            self.method.after_update(clock)
+            self.method.after_update(clock, self.engine)
             self.update += 1
             self.phase_update += 1
             self._account(began, waited, micro_batches, norms)
             self.view.advance(self.phase_update)
             ended = self.phase_update == length
-            self.validation_due = ended or self.update % self.config.validate_every == 0
+            milestone = ended and (phase.milestone or final)
+            self.validation_due = milestone or self.update % self.config.validate_every == 0
             if ended or self.update % self.config.log_every == 0:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
@@ -134,9 +135,10 @@ class Trainer:
     def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
         """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
         ended = self.phase_update >= length
+        milestone = ended and (phase.milestone or final)
         improved = self.validation_due and self._validate(phase, length, stop)
         stopping = stop.requested()
-        if improved or ended or stopping or self.update % self.config.checkpoint_every == 0:
+        if improved or milestone or stopping or self.update % self.config.checkpoint_every == 0:
             self._save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
@@ -168,6 +170,7 @@ class Trainer:
 
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
+        figures |= self.method.derived(figures)
         audio = sum(self.engine.ranks.gather(self.window["audio"]))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}

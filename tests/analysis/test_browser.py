@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     second = make_experiment(folder / "second", folder / "data", seed=2)
     add_decoding(first, "test", references, hypotheses)
     add_decoding(second, "test", references, references | {"0-1-0": "X"}, seed=2)
-    (first / "similarity.json").write_text('{"a": "a", "b": "b", "layers": [0, 1], "pwcca": [1, 0.5]}', "utf-8")
+    for experiment, values in ((first, [1, 0.5]), (second, [0.9, 0.7])):
+        pair = {"name": experiment.name, "layers": [0, 1], "pwcca": values}
+        write_text(experiment / "similarity.json", json.dumps({"pairs": [pair]}))
     write_report([first, second], folder / "report.html", ReportConfig(device="cpu"))
     return folder / "report.html"
 
@@ -86,7 +89,11 @@ def test_curves_tables_audio_and_pictures_are_there(opened: Browser) -> None:
     rows = "[...document.querySelectorAll('#results table')].map(table => table.tBodies[0].rows.length)"
     assert opened(rows) == [2, 1], "each result, and their mean over two seeds"
     assert opened("document.querySelector('#errors tbody').textContent").startswith("substitutions")
-    assert count(opened, "#similarity .mark") == 2
+    assert count(opened, "#similarity figure") == 1, "pairs of the same layers share a chart"
+    drawn = "[...document.querySelectorAll('#similarity g .curve')].map(path => path.getAttribute('d').length > 10)"
+    opened.until(f"{drawn}.join() === 'true,true'")
+    assert count(opened, "#similarity g .mark") == 4
+    assert opened("document.querySelector('#similarity tbody').textContent") == "first1.0000.500second0.9000.700"
     assert count(opened, "#utterance-rows .detail audio") == 1
     assert count(opened, "#utterance-rows .detail svg.posterior path") > 5
     assert opened("document.querySelector('.detail img').decode().then(() => true)")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from asrkit.analysis.gallery import Cache
 from asrkit.analysis.page import embed, render
 from asrkit.analysis.report import ReportConfig, report, watch
-from asrkit.analysis.run import Run, names
+from asrkit.analysis.run import names
 from asrkit.errors import AsrkitError
+from asrkit.files import write_text
 
 CONFIG = ReportConfig(device="cpu")
 REFERENCES = {"1-1-1": "FOUR RED BOATS", "1-1-2": "LEAVE NEAR SEVEN", "2-1-1": "RED GARDENS"}
@@ -90,7 +91,7 @@ def test_two_experiments_share_a_sets_texts_and_audio(tmp_path: Path, experiment
     assert page["decodings"][0]["texts"] == page["decodings"][1]["texts"]
     assert sum(name.startswith("media-") for name in found) == sum(name.startswith("media-") for name in alone)
     ((row,),) = (test["seeds"] for test in page["tests"])
-    assert row[-1] == "2"
+    assert row[[heading["name"] for heading in page["headings"]].index("n")] == "2"
     assert row[6].startswith("37.50 ± 0.00")
 
 
@@ -211,9 +212,27 @@ def test_watching_writes_when_something_changed(tmp_path: Path, experiment: Path
 
 
 def test_similarities_are_shown_where_they_are_whole(experiment: Path) -> None:
-    (experiment / "similarity.json").write_text('{"a": "x", "b": "y", "layers": [0, 1], "pwcca": [1, 0.5]}', "utf-8")
-    (experiment / "units/similarity.json").write_text('{"layers": [0], "pwcca": [7]}', "utf-8")
-    assert Run.open(experiment).similarities() == [{"title": "x and y", "layers": ["0", "1"], "values": [1.0, 0.5]}]
+    whole = (
+        '{"pairs": [{"name": "x", "layers": [0, 1], "pwcca": [1, 0.5]}, {"name": "y", "layers": [3], "pwcca": [0]}]}'
+    )
+    (experiment / "similarity.json").write_text(whole, "utf-8")
+    for number, broken in enumerate(
+        (
+            '{"pairs": [{"name": "x", "layers": [0], "pwcca": [7]}]}',
+            '{"pairs": [{"layers": [0], "pwcca": [1]}]}',
+            '{"pairs": [{"name": "x", "layers": [0], "pwcca": []}]}',
+            '{"pairs": [3]}',
+            "[]",
+            "no JSON",
+        )
+    ):
+        write_text(experiment / f"broken{number}" / "similarity.json", broken)
+    write_text(experiment / "to_another" / "similarity.json", whole.replace("x", "z"))
+    page = Elements(report([experiment], CONFIG)).blocks["page"]["similarity"]
+    assert page == [
+        {"layers": ["0", "1"], "lines": [{"name": "x", "values": [1, 0.5]}, {"name": "z", "values": [1, 0.5]}]},
+        {"layers": ["3"], "lines": [{"name": "y", "values": [0]}]},
+    ]
 
 
 def test_names_tell_folders_apart() -> None:

@@ -9,7 +9,17 @@ import json
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("base.js", "align.js", "curves.js", "results.js", "errors.js", "utterances.js", "settings.js", "main.js")
+SCRIPTS = (
+    "base.js",
+    "align.js",
+    "curves.js",
+    "results.js",
+    "errors.js",
+    "utterances.js",
+    "similarity.js",
+    "settings.js",
+    "main.js",
+)
 
 
 def render(title: str, blocks: dict[str, Any], refresh: float | None = None) -> str:

@@ -3,12 +3,20 @@
 const TITLES = {
   loss: 'Loss', ctc: 'CTC loss', ctc_per_label: 'CTC loss per label', contrastive: 'Contrastive loss',
   diversity: 'Diversity loss', feature_penalty: 'Feature penalty', wer: 'Word error rate', cer: 'Character error rate',
-  accuracy: 'Accuracy', code_perplexity: 'Code perplexity', prob_perplexity: 'Probability perplexity', gamma: 'γ',
+  accuracy: 'Accuracy', code_perplexity: 'Code perplexity', prob_perplexity: 'Probability perplexity', gamma: 'Penalty γ',
+  grad_cosine: 'Cosine of ∇L_sup and ∇L_unsup on θ', grad_norm_sup: 'Norm of ∇L_sup on θ', grad_norm_unsup: 'Norm of ∇L_unsup on θ',
   learning_rate: 'Learning rate', grad_norm: 'Gradient norm', audio_seconds_per_second: 'Throughput (audio s per s)',
   data_wait_share: 'Share of time waiting for data', gumbel_temperature: 'Gumbel temperature',
   mask_share: 'Share of frames masked', infeasible: 'Share of infeasible transcripts',
+  pseudo_ctc: 'CTC loss on pseudo-labels', pseudo_kept: 'Pseudo-labels: share kept', pseudo_confidence: 'Pseudo-labels: confidence',
+  pseudo_cer: 'Pseudo-labels: character error rate', pseudo_cer_kept: 'Pseudo-labels kept: character error rate',
+  pseudo_length_ratio: 'Pseudo-labels: length beside transcripts', pseudo_empty: 'Pseudo-labels: share empty',
+  pseudo_looping: 'Pseudo-labels: share that loops', pseudo_weight: 'Pseudo-labels: weight of the loss',
+  pseudo_units_per_second: 'Pseudo-labels: units per second', labelled_looping: 'Transcripts: share that loops',
+  labelled_units_per_second: 'Transcripts: units per second',
 };
-const ORDER = ['wer', 'cer', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'learning_rate',
+const ORDER = ['wer', 'cer', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'grad_cosine', 'grad_norm_sup',
+  'grad_norm_unsup', 'learning_rate',
   'grad_norm', 'audio_seconds_per_second'];
 const DASHES = [null, '6 3', '2 3', '9 3 2 3', '12 4', '1 4'];
 const SPACE = { left: 52, right: 10, top: 10, bottom: 24 };

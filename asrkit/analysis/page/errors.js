@@ -1,4 +1,4 @@
-// Which kinds of errors a decoding made: totals, confusions, speakers; and PWCCA where it was computed.
+// Which kinds of errors a decoding made: totals, confusions, speakers.
 
 /** Return the label of a decoding. */
 function decodingName(decoding) {
@@ -46,26 +46,4 @@ function errorTables(decoding) {
       limited(table('Words left out', [['reference'], ['times', 'n']], decoding.deleted.map(([a, n]) => [a, whole(n)]))),
       limited(table('Words put in', [['hypothesis'], ['times', 'n']], decoding.inserted.map(([a, n]) => [a, whole(n)])))),
   ];
-}
-
-function showSimilarity() {
-  if (!page.similarity.length) {
-    byId('similarity').remove();
-    return;
-  }
-  byId('similarity').append(h('div', { class: 'stack' }, page.similarity.map(found => {
-    const [width, height] = [640, 220];
-    const x = k => 44 + k * (width - 60) / Math.max(1, found.values.length - 1);
-    const y = value => 14 + (1 - value) * (height - 46);
-    const points = found.values.map((value, k) => [x(k), y(value)]);
-    const picture = s('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', class: 'fixed', own: colour(0), 'aria-label': `PWCCA per layer: ${found.values.map(value => value.toFixed(3)).join(', ')}` },
-      [0, 0.25, 0.5, 0.75, 1].map(level => [
-        s('line', { class: 'gridline', x1: 44, x2: width - 16, y1: y(level), y2: y(level) }),
-        s('text', { x: 38, y: y(level) + 4, 'text-anchor': 'end' }, String(level))]),
-      found.layers.map((layer, k) => s('text', { x: x(k), y: height - 8, 'text-anchor': 'middle' }, layer)),
-      s('path', { class: 'curve', d: points.map(([a, b], k) => `${k ? 'L' : 'M'}${a.toFixed(1)} ${b.toFixed(1)}`).join('') }),
-      points.map(([a, b], k) => s('circle', { class: 'mark', cx: a, cy: b, r: 4 }, s('title', {}, `layer ${found.layers[k]}: ${found.values[k].toFixed(4)}`))));
-    return h('figure', { class: 'card chart large' }, h('h3', {}, found.title), picture,
-      h('figcaption', {}, 'Projection-weighted CCA of each layer’s states: 1 is the same up to a linear map.'));
-  })));
 }
