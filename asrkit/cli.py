@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asrkit
 from asrkit.commands import align as align_command
+from asrkit.commands import checkpoints as checkpoints_command
 from asrkit.commands import decode as decode_command
 from asrkit.commands import lexicon as lexicon_command
 from asrkit.commands import lm as lm_command
@@ -182,6 +183,13 @@ def _parser() -> Parser:
         )
     )
 
+    summary = "turn another toolkit's model into an experiment"
+    example = "asrkit import facebook/wav2vec2-base --output exp/wav2vec2-base"
+    checkpoints_command.add_import(_add(commands, "import", _import, summary, example))
+    summary = "write an experiment in another toolkit's format"
+    example = "asrkit export exp/finetune --format huggingface --output exported"
+    checkpoints_command.add_export(_add(commands, "export", _export, summary, example))
+
     _add(commands, "doctor", _doctor, "say what this machine has", "asrkit doctor")
     return parser
 
@@ -330,6 +338,14 @@ def _lexicon(options: argparse.Namespace) -> int:
 
 def _lm(options: argparse.Namespace) -> int:
     return lm_command.run(options, console)
+
+
+def _import(options: argparse.Namespace) -> int:
+    return checkpoints_command.run_import(options, console)
+
+
+def _export(options: argparse.Namespace) -> int:
+    return checkpoints_command.run_export(options, console)
 
 
 def _report(options: argparse.Namespace) -> int:

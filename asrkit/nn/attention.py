@@ -30,10 +30,12 @@ class SelfAttention(nn.Module):
             dim: C.
             heads: H, which divides C.
             dropout: on attention weights.
-            positions: "relative" adds the parameters of relative positions; any other kind has none.
+            positions: "relative" adds the parameters of relative positions, "rotary-input" turns the input of the
+                query and key projections by its place (as Hugging Face's Conformer does) rather than their output; any
+                other kind acts through the `PositionState` alone.
         """
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.turns_input = heads, dropout, positions == "rotary-input"
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
         for linear in (self.qkv, self.output):
@@ -56,12 +58,7 @@ class SelfAttention(nn.Module):
         Returns:
             (N, T, C). Padded frames are never attended to; what stands at their own places has no meaning.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        if positions is not None and positions.rotary is not None:
-            qk, value = rotate(qkv[:, :, :2], positions.rotary), qkv[:, :, 2]
-            query, key = qk.unbind(2)
-        else:
-            query, key, value = qkv.unbind(2)
+        query, key, value = self.project(x, None if positions is None else positions.rotary)
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         mask = None if frame_mask is None else frame_mask[:, None, None, :]
         if positions is not None and positions.relative is not None:
@@ -69,6 +66,18 @@ class SelfAttention(nn.Module):
         else:
             y = self._attend(query.transpose(1, 2), key, value, mask)
         return self.output(y.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """Return queries, keys and values (N, T, H, D) of frames (N, T, C)."""
+        if rotary is None or not self.turns_input:
+            qkv = self.qkv(x).view(x.size(0), x.size(1), 3, self.heads, -1)
+            if rotary is None:
+                return qkv.unbind(2)
+            return (*rotate(qkv[:, :, :2], rotary).unbind(2), qkv[:, :, 2])
+        turned = rotate(x.view(x.size(0), x.size(1), self.heads, -1), rotary).flatten(2)
+        inputs = (turned, turned, x)
+        maps = zip(inputs, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        return tuple(F.linear(y, weight, bias).view(x.size(0), x.size(1), self.heads, -1) for y, weight, bias in maps)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0

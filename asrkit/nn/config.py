@@ -10,9 +10,10 @@ from asrkit.nn.waveform import WaveformConfig
 
 FRONTENDS = ("waveform", "logmel")
 BLOCKS = ("transformer", "conformer")
-POSITIONS = ("conv", "rotary", "relative", "none")
+POSITIONS = ("conv", "rotary", "rotary-input", "relative", "none")
 PADDINGS = ("exact", "foreign")
 CONV_NORMS = ("layer", "batch")
+OUTER_NORMS = ("none", "before", "after")
 
 
 @dataclass
@@ -38,15 +39,21 @@ class EncoderConfig:
     pre_norm: bool = False
     """transformer: normalise before each sub-layer and once at the end (LARGE) rather than after each (BASE)."""
     positions: str = "conv"
-    """conv (wav2vec 2.0), rotary, relative (Transformer-XL) or none."""
+    """conv (wav2vec 2.0), rotary, rotary-input (turned before the projections), relative (Transformer-XL) or none."""
     conv_position_kernel: int = 128
     """positions=conv: frames that the convolution spans."""
     conv_position_groups: int = 16
     """positions=conv: groups of the convolution; they divide dim."""
+    conv_position_layers: int = 1
+    """positions=conv: 1, or as many as data2vec stacks, each with a layer norm in place of weight normalisation."""
     conv_kernel: int = 31
     """conformer: frames that the depthwise convolution spans, an odd number."""
     conv_norm: str = "layer"
     """conformer: normalisation after the depthwise convolution, layer (over channels) or batch (over valid frames)."""
+    conv_bias: bool = True
+    """conformer: biases in the convolution module (other toolkits' Conformers have none)."""
+    outer_norm: str = "none"
+    """conformer: one more layer norm, before the blocks (fairseq2), after them (fairseq, Hugging Face), or none."""
     dropout: float = 0.1
     """On the output of each sub-layer and on the blocks' input."""
     attention_dropout: float = 0.1
@@ -69,11 +76,13 @@ class EncoderConfig:
             ("positions", POSITIONS),
             ("padding", PADDINGS),
             ("conv_norm", CONV_NORMS),
+            ("outer_norm", OUTER_NORMS),
         ):
             value = getattr(self, key)
             if value not in known:
                 raise AsrkitError(f"encoder.{key} is '{value}'", mend=nearest(value, known))
-        for key in ("dim", "ffn_dim", "heads", "conv_position_kernel", "conv_position_groups", "conv_kernel"):
+        sizes = ("dim", "ffn_dim", "heads", "conv_kernel")
+        for key in (*sizes, "conv_position_kernel", "conv_position_groups", "conv_position_layers"):
             if getattr(self, key) < 1:
                 raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="1 or more")
         if self.layers < 0:
@@ -85,9 +94,9 @@ class EncoderConfig:
                 f"encoder.conv_position_groups is {self.conv_position_groups}, "
                 f"which does not divide encoder.dim = {self.dim}"
             )
-        if self.positions == "rotary" and (self.dim // self.heads) % 2:
+        if self.positions.startswith("rotary") and (self.dim // self.heads) % 2:
             raise AsrkitError(
-                "encoder.positions is rotary, but encoder.dim / encoder.heads is odd", mend="make it even"
+                f"encoder.positions is {self.positions}, but encoder.dim / encoder.heads is odd", mend="make it even"
             )
         if self.positions == "relative" and self.dim % 2:
             raise AsrkitError("encoder.positions is relative, but encoder.dim is odd", mend="make it even")

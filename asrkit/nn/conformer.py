@@ -27,7 +27,9 @@ class ConformerBlock(nn.Module):
         self.before = FeedForwardModule(config.dim, config.ffn_dim, config.activation_dropout)
         self.attention_norm = LayerNorm(config.dim)
         self.attention = SelfAttention(config.dim, config.heads, config.attention_dropout, config.positions)
-        self.convolution = ConvolutionModule(config.dim, config.conv_kernel, config.conv_norm)
+        self.convolution = ConvolutionModule(config.dim, config.conv_kernel, config.conv_norm, config.conv_bias)
+        # Other toolkits let the convolution see whatever stands in padded frames.
+        self.masked = config.padding != "foreign"
         self.after = FeedForwardModule(config.dim, config.ffn_dim, config.activation_dropout)
         self.norm = LayerNorm(config.dim)
 
@@ -44,7 +46,7 @@ class ConformerBlock(nn.Module):
         """
         x = x + 0.5 * self._drop(self.before(x))
         x = x + self._drop(self.attention(self.attention_norm(x), frame_mask, positions))
-        x = x + self._drop(self.convolution(x, frame_mask))
+        x = x + self._drop(self.convolution(x, frame_mask if self.masked else None))
         x = x + 0.5 * self._drop(self.after(x))
         y: Tensor = self.norm(x)
         return y
@@ -73,14 +75,14 @@ class FeedForwardModule(nn.Module):
 class ConvolutionModule(nn.Module):
     """A norm, a gated linear unit, a depthwise convolution over time, its norm, SiLU, a linear map."""
 
-    def __init__(self, dim: int, kernel: int, norm: str) -> None:
+    def __init__(self, dim: int, kernel: int, norm: str, bias: bool = True) -> None:
         """Make the module; ``norm`` is "layer" or "batch"."""
         super().__init__()
         self.norm = LayerNorm(dim)
-        self.gate = nn.Linear(dim, 2 * dim)
-        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.gate = nn.Linear(dim, 2 * dim, bias=bias)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
         self.depthwise_norm = LayerNorm(dim) if norm == "layer" else MaskedBatchNorm(dim)
-        self.output = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim, bias=bias)
 
     def forward(self, x: Tensor, frame_mask: Tensor | None) -> Tensor:
         """Map (N, T, C) to the same shape; frame_mask (N, T) is True where a frame is valid, None if all are."""

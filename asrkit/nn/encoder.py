@@ -22,7 +22,7 @@ from asrkit.nn.gradient import scale_gradient
 from asrkit.nn.lengths import inside
 from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.normalisation import LayerNorm
-from asrkit.nn.positions import ConvPositions, PositionState, position_state
+from asrkit.nn.positions import PositionState, make_positions, position_state
 from asrkit.nn.transformer import TransformerBlock
 from asrkit.nn.waveform import WaveformFrontend
 
@@ -94,13 +94,13 @@ class Encoder(nn.Module):
         self.feature_norm = LayerNorm(self.feature_dim)
         self.projection = nn.Linear(self.feature_dim, config.dim)
         self.mask_embedding = nn.Parameter(torch.empty(config.dim).uniform_())
-        self.positions: ConvPositions | None = None
-        if config.positions == "conv":
-            self.positions = ConvPositions(config.dim, config.conv_position_kernel, config.conv_position_groups)
+        self.positions = make_positions(config)
         make = TransformerBlock if config.blocks == "transformer" else ConformerBlock
         self.blocks = nn.ModuleList(make(config) for _ in range(config.layers))
         # Before the blocks under post-norm, behind them under pre-norm; Conformer blocks end in a norm of their own.
-        self.norm: nn.Module = LayerNorm(config.dim) if config.blocks == "transformer" else nn.Identity()
+        place = config.outer_norm if config.blocks == "conformer" else "after" if config.pre_norm else "before"
+        self.norm: nn.Module = nn.Identity() if place == "none" else LayerNorm(config.dim)
+        self.norm_is_last = place == "after"
 
     @property
     def frame_rate(self) -> float:
@@ -195,16 +195,17 @@ class Encoder(nn.Module):
         if mask is not None and mask.channels is not None:
             x = x.masked_fill(mask.channels[:, None, :], 0.0)
         hidden = ~extracted.frame_mask[:, :, None] if extracted.padded else None
+        foreign = config.padding == "foreign"
+        if hidden is not None and (foreign or self.positions is not None):
+            x = x.masked_fill(hidden, 0.0)
         if self.positions is not None:
-            if hidden is not None:
-                x = x.masked_fill(hidden, 0.0)
-            x = x + self.positions(x)
-        if not config.pre_norm:
+            x = x + self.positions(x, None if foreign else hidden)
+        if not self.norm_is_last:
             x = self.norm(x)
         x = F.dropout(x, config.dropout, self.training)
         shared = position_state(config.positions, x.size(1), config.dim, config.heads, x.device)
         x, layers = self._run_blocks(x, self._attention_mask(extracted), shared, drops, after_layer or {}, keep_layers)
-        if config.pre_norm:
+        if self.norm_is_last:
             x = self.norm(x)
         if hidden is not None:
             x = x.masked_fill(hidden, 0.0)

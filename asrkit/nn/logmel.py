@@ -110,9 +110,13 @@ class LogMel(nn.Module):
             windows = waves.unfold(1, self.width, self.hop) * self.window
             spectrum = torch.fft.rfft(windows, n=self.size)
             power = spectrum.real.square() + spectrum.imag.square()
-            energies = (power @ self.bank + _FLOOR).log()
-            valid = inside(lengths, energies.shape[1])[..., None]
-            return torch.where(valid, self._normalise(energies, valid, lengths), 0.0)
+            return self.energies(power, lengths)
+
+    def energies(self, power: Tensor, lengths: Tensor) -> Tensor:
+        """Return normalised log energies (N, K, B), zero behind each utterance's end, of a power spectrum (N, K, bins)."""
+        energies = (power @ self.bank + _FLOOR).log()
+        valid = inside(lengths, energies.shape[1])[..., None]
+        return torch.where(valid, self._normalise(energies, valid, lengths), 0.0)
 
     def _normalise(self, energies: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         if self.config.normalisation == "none":
@@ -172,6 +176,10 @@ class LogMelFrontend(nn.Module):
         features = self.mel(waves[:, : max(host_lengths)], lengths)
         if spec_mask is not None:
             features = spec_mask.apply(features)
+        return *self.subsample(features, lengths), tuple(self.frames(samples) for samples in host_lengths)
+
+    def subsample(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (N, T, F) and frames (N,) of log energies (N, K, B) with so many valid ones, (N,)."""
         planar = self.config.convolution == "2d"
         features = features[:, None] if planar else features.transpose(1, 2)
         for convolution in self.convolutions:
@@ -180,8 +188,7 @@ class LogMelFrontend(nn.Module):
             # The next layer's kernel must find zeros behind the end, as it would at the end of an unpadded utterance.
             valid = inside(lengths, features.shape[2])[:, None]
             features = torch.where(valid[..., None] if planar else valid, features, 0.0)
-        features = features.transpose(1, 2)
-        return features.flatten(2), lengths, tuple(self.frames(samples) for samples in host_lengths)
+        return features.transpose(1, 2).flatten(2), lengths
 
 
 def _halved(length: _Length) -> _Length:

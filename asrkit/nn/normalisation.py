@@ -26,13 +26,14 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
-def row_normalise(waves: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+def row_normalise(waves: Tensor, lengths: Tensor, valid: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Give each wave zero mean and unit variance over its own samples.
 
     Args:
         waves: (N, S), zero behind each row's end.
         lengths: samples per row, int64 (N,).
         valid: bool (N, S), True within a row's length.
+        epsilon: added to the variance.
 
     Returns:
         float32 (N, S), zero behind each row's end.
@@ -40,4 +41,4 @@ def row_normalise(waves: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
     count = lengths.clamp(min=1)[:, None]
     centred = (waves - waves.sum(1, keepdim=True) / count) * valid
     variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + 1e-5).rsqrt()
+    return centred * (variance + epsilon).rsqrt()

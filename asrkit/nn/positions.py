@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asrkit.nn.config import EncoderConfig
+
 
 @dataclass(frozen=True)
 class PositionState:
@@ -28,7 +30,7 @@ class PositionState:
 
 
 def position_state(kind: str, frames: int, dim: int, heads: int, device: torch.device) -> PositionState | None:
-    """Return what attention needs for positions of a kind ("rotary", "relative"; None for the others).
+    """Return what attention needs for positions of a kind ("rotary", "rotary-input", "relative"; None for the others).
 
     Args:
         kind: a value of `EncoderConfig.positions`.
@@ -37,7 +39,7 @@ def position_state(kind: str, frames: int, dim: int, heads: int, device: torch.d
         heads: attention heads; D = C / heads.
         device: where the tensors are wanted.
     """
-    if kind == "rotary":
+    if kind in ("rotary", "rotary-input"):
         places = torch.arange(frames, device=device, dtype=torch.float32)
         angles = places[:, None] * _rates(dim // heads, device)
         return PositionState(rotary=(angles.cos(), angles.sin()))
@@ -88,14 +90,60 @@ class ConvPositions(nn.Module):
         self.magnitude = nn.Parameter(torch.linalg.vector_norm(direction, dim=(0, 1)))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what is to be added to the frames (N, T, C), which are zero where padded; the same shape."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return what is to be added to the frames (N, T, C), which are zero where padded (``hidden``); the same shape."""
+        y = _convolve(x.transpose(1, 2), self.weight(), self.bias, self.kernel, self.groups)
+        return F.gelu(y).transpose(1, 2)
+
+    def weight(self) -> Tensor:
+        """Return the convolution's weight (C, C / groups, K)."""
         # The norm is that of float32 weights even where the convolution runs in half precision.
         norm = torch.linalg.vector_norm(self.direction, dim=(0, 1))
-        weight = self.direction * (self.magnitude / norm)
-        # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
-        # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
-        # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
-        weight = F.pad(weight, (0, 1 - self.kernel % 2))
-        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        return F.gelu(y).transpose(1, 2)
+        weight: Tensor = self.direction * (self.magnitude / norm)
+        return weight
+
+
+class StackedConvPositions(nn.Module):
+    """Convolutional positions of data2vec (Baevski et al. 2022, section 4.2): several convolutions, one upon another.
+
+    Each is followed by a layer norm without weights and GELU.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(dim, dim, kernel, groups=groups) for _ in range(layers))
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return what is to be added to the frames (N, T, C), which are zero where padded; the same shape.
+
+        Args:
+            x: the frames.
+            hidden: bool (N, T, 1), True where a frame is padding that no convolution may see; None if there is none.
+        """
+        for number, layer in enumerate(self.layers):
+            if hidden is not None and number > 0:
+                x = x.masked_fill(hidden, 0.0)
+            assert isinstance(layer, nn.Conv1d)
+            y = _convolve(x.transpose(1, 2), layer.weight, layer.bias, layer.kernel_size[0], layer.groups).transpose(
+                1, 2
+            )
+            x = F.gelu(F.layer_norm(y, y.shape[-1:]).to(y.dtype))
+        return x
+
+
+def make_positions(config: EncoderConfig) -> ConvPositions | StackedConvPositions | None:
+    """Return the module for positions that are added before the blocks; None for kinds that act within them."""
+    if config.positions != "conv":
+        return None
+    shape = (config.dim, config.conv_position_kernel, config.conv_position_groups)
+    if config.conv_position_layers == 1:
+        return ConvPositions(*shape)
+    return StackedConvPositions(*shape, config.conv_position_layers)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, groups: int) -> Tensor:
+    """Convolve (N, C, T) into as many frames; an even kernel of K taps reaches back by K / 2 frames."""
+    # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
+    # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
+    # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
+    return F.conv1d(x, F.pad(weight, (0, 1 - kernel % 2)), bias, padding=kernel // 2, groups=groups)

@@ -49,12 +49,16 @@ class WaveformConfig:
     """Biases in the convolutions (LARGE: true)."""
     normalise: bool = False
     """Give each wave zero mean and unit variance first (LARGE: true)."""
+    normalise_epsilon: float = 1e-5
+    """Added to the variance there (fairseq, fairseq2 and torchaudio: 1e-5; Hugging Face: 1e-7)."""
 
     def __post_init__(self) -> None:
         if self.norm not in ("group", "layer"):
             raise AsrkitError(f"encoder.waveform.norm is '{self.norm}'", mend="group or layer")
         if not self.layers:
             raise AsrkitError("encoder.waveform.layers is empty", mend="[channels, kernel, stride] of each convolution")
+        if self.normalise_epsilon <= 0:
+            raise AsrkitError(f"encoder.waveform.normalise_epsilon is {self.normalise_epsilon}", mend="more than 0")
         for layer in self.layers:
             if len(layer) != 3 or min(layer) < 1 or layer[1] < layer[2]:
                 raise AsrkitError(
@@ -229,7 +233,7 @@ class WaveformFrontend(nn.Module):
     def __init__(self, config: WaveformConfig, foreign_padding: bool = False) -> None:
         """Make the frontend; ``foreign_padding`` lets group normalisation's statistics run over padding too."""
         super().__init__()
-        self.normalise = config.normalise
+        self.normalise, self.normalise_epsilon = config.normalise, config.normalise_epsilon
         channels = [spec[0] for spec in config.layers]
         later = zip(channels, config.layers[1:], strict=False)
         self.layers = nn.ModuleList(
@@ -266,7 +270,8 @@ class WaveformFrontend(nn.Module):
         for kernel, stride in self._sizes:
             lengths = (torch.div(lengths - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
         if self.normalise:
-            waves = row_normalise(waves, wave_lengths, inside(wave_lengths, waves.size(1)))
+            valid = inside(wave_lengths, waves.size(1))
+            waves = row_normalise(waves, wave_lengths, valid, self.normalise_epsilon)
         frames = max(1, *host_frames)
         slots = self._slots(frames)
         first, *later = self.layers
