@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,8 @@ class Project:
         script = self.folder / "examples" / "librispeech" / "run.sh"
         return subprocess.run(
             ["bash", str(script), *arguments],
+            # Where the tests run in the background, Ctrl-C may be ignored, and a shell cannot undo that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             cwd=self.folder,
             env=environment,
             capture_output=True,
