@@ -34,6 +34,8 @@ class TrainingConfig:
     """Updates between checkpoints; a phase's end and a best validation save too."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, beside `last` and `best`."""
+    disk_patience_minutes: float = 10.0
+    """How long a run that ends waits for room on the disk for its last checkpoint."""
     max_skipped_updates: int = 20
     """Updates in a row with a non-finite loss or gradient after which the run stops."""
     timeout_minutes: float = 30.0
@@ -47,6 +49,9 @@ class TrainingConfig:
                 raise AsrkitError(f"training.{name} is {getattr(self, name)}", mend="1 or more")
         if self.threads < 0 or self.timeout_minutes <= 0:
             raise AsrkitError("training.threads is 0 or more, training.timeout_minutes more than 0")
+        if not 0 <= self.disk_patience_minutes < self.timeout_minutes:
+            mend = f"0 or more, and less than training.timeout_minutes, which is {self.timeout_minutes:g}"
+            raise AsrkitError(f"training.disk_patience_minutes is {self.disk_patience_minutes:g}", mend=mend)
 
 
 @dataclass
@@ -135,6 +140,7 @@ MAY_CHANGE = (
     "training.validate_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.disk_patience_minutes",
     "training.max_skipped_updates",
     "training.timeout_minutes",
 )

@@ -19,7 +19,7 @@ from asrkit.data.batch import Batch
 from asrkit.data.index import SetIndex, record_text
 from asrkit.data.stream import Stream, evaluation_batches
 from asrkit.errors import AsrkitError
-from asrkit.files import held_alone, write_text
+from asrkit.files import held_alone, remove_parts, write_text
 from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
@@ -30,8 +30,9 @@ from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
 from asrkit.training.log import ProgressView, logging_to
-from asrkit.training.loop import Interrupted, Trainer, load_weights, seed_generators
+from asrkit.training.loop import Trainer, load_weights, seed_generators
 from asrkit.training.optimiser import Optimiser
+from asrkit.training.signals import Interrupted
 from asrkit.training.units import resolve_units
 
 log = logging.getLogger("asrkit.training")
@@ -155,6 +156,9 @@ def train(config: ExperimentConfig, console: Console) -> bool:
 
 def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
     ranks = engine.ranks
+    if ranks.is_first:
+        remove_parts(exp_dir)
+        remove_parts(exp_dir / "checkpoints")
     state = Checkpoints(exp_dir).newest()
     if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
         raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")

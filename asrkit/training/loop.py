@@ -27,13 +27,10 @@ from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
 from asrkit.training.log import MetricLog, ProgressView, dev_text
 from asrkit.training.optimiser import Optimiser
-from asrkit.training.signals import StopRequest
+from asrkit.training.saving import CheckpointWriter
+from asrkit.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("asrkit.training")
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
 
 
 class Trainer:
@@ -62,6 +59,7 @@ class Trainer:
         self.view = view
         self.exp_dir = exp_dir
         self.checkpoints = Checkpoints(exp_dir, config.keep_checkpoints)
+        self.writer = CheckpointWriter(self.checkpoints, engine.ranks, 60 * config.disk_patience_minutes)
         self.update = 0
         self.phase_index = 0
         self.phase_update = 0
@@ -69,6 +67,7 @@ class Trainer:
         self.validation_due = False
         self.best: float | None = None
         self.skipped = 0
+        self.rows = ""
         self.totals = Totals({})
         self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
 
@@ -77,14 +76,15 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, once the state is saved.
-            AsrkitError: if the method calls its run unhealthy, memory runs out, or nothing but non-finite updates comes.
+            AsrkitError: if the method calls its run unhealthy, memory runs out, nothing but non-finite updates comes, or the
+                last checkpoint cannot be written.
         """
-        self.metrics = MetricLog(self.exp_dir, self.update) if self.engine.ranks.is_first else None
+        self.metrics = MetricLog(self.exp_dir, self.update, self.rows) if self.engine.ranks.is_first else None
         phases = self.method.phases()
         epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
         lengths = [phase.updates(epochs) for phase in phases]
         try:
-            with StopRequest(self.engine.ranks) as stop:
+            with StopRequest(self.engine.ranks) as stop, self.writer:
                 for index in range(self.phase_index, len(phases)):
                     if index != self.phase_index:
                         self.phase_index, self.phase_update = index, 0
@@ -136,7 +136,9 @@ class Trainer:
         ended = self.phase_update >= length
         improved = self.validation_due and self._validate(phase, length, stop)
         stopping = stop.requested()
-        if improved or ended or stopping or self.update % self.config.checkpoint_every == 0:
+        # What could not be written is tried again with every row of the log.
+        again = self.update % self.config.log_every == 0 and self.engine.ranks.any(self.writer.behind)
+        if improved or ended or stopping or again or self.update % self.config.checkpoint_every == 0:
             self._save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
@@ -275,10 +277,9 @@ class Trainer:
                 "best": self.best,
                 "skipped": self.skipped,
                 "finished": finished,
+                "rows": self.metrics.unwritten() if self.metrics is not None else "",
             }
-            self.checkpoints.save(self.update, state, best=best)
-        # A rank that left before the file is written would have torchrun end the one that writes it.
-        self.engine.ranks.barrier()
+            self.writer.submit(self.update, state, best=best)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what a checkpoint holds; with the number of processes that wrote it, the run goes on to the bit.
@@ -294,6 +295,7 @@ class Trainer:
             stream.load_state_dict(state["streams"][name])
         self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]
         self.validation_due, self.seconds, self.skipped = state["validation_due"], state["seconds"], state["skipped"]
+        self.rows = state["rows"]
         # Without its file (the newest was damaged, say) the best so far is not to be had any more.
         best = self.checkpoints.named("best")
         self.best = state["best"] if best is not None and update_of(best) <= self.update else None
