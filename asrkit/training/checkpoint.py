@@ -125,7 +125,9 @@ def load(path: Path, map_location: str = "cpu") -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch and zipfile raise many kinds for a torn or foreign file; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # torch and zipfile raise many kinds for a torn or foreign file; all mean the same to the user
         raise AsrkitError(f"not a readable checkpoint: {type(error).__name__}", where=path) from error
     if damaged:
         raise AsrkitError(f"not a readable checkpoint: the checksum of {damaged} is wrong", where=path)

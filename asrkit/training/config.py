@@ -38,6 +38,10 @@ class TrainingConfig:
     """How long a run that ends waits for room on the disk for its last checkpoint."""
     max_skipped_updates: int = 20
     """Updates in a row with a non-finite loss or gradient after which the run stops."""
+    min_loss_scale: float = 1.0
+    """fp16: the loss scale is not lowered below this; a gradient that overflows even then counts as not finite."""
+    spike_deviations: float = 8.0
+    """Robust standard deviations of the logarithm by which a gradient norm must stick out to be told; 0 tells none."""
     timeout_minutes: float = 30.0
     """How long ranks wait for each other."""
 
@@ -49,6 +53,8 @@ class TrainingConfig:
                 raise AsrkitError(f"training.{name} is {getattr(self, name)}", mend="1 or more")
         if self.threads < 0 or self.timeout_minutes <= 0:
             raise AsrkitError("training.threads is 0 or more, training.timeout_minutes more than 0")
+        if self.min_loss_scale <= 0 or self.spike_deviations < 0:
+            raise AsrkitError("training.min_loss_scale is more than 0, training.spike_deviations 0 or more")
         if not 0 <= self.disk_patience_minutes < self.timeout_minutes:
             mend = f"0 or more, and less than training.timeout_minutes, which is {self.timeout_minutes:g}"
             raise AsrkitError(f"training.disk_patience_minutes is {self.disk_patience_minutes:g}", mend=mend)
@@ -142,6 +148,7 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.disk_patience_minutes",
     "training.max_skipped_updates",
+    "training.spike_deviations",
     "training.timeout_minutes",
 )
 """What does not define a run. A path may change too once there is nothing any more where it led."""

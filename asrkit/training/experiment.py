@@ -148,7 +148,8 @@ def train(config: ExperimentConfig, console: Console) -> bool:
     make_paths_absolute(config)
     join(ranks, device, config.training.timeout_minutes)
     with held_alone(exp_dir) if ranks.is_first else nullcontext(), logging_to(exp_dir, console, ranks.is_first):
-        complete = _train(config, exp_dir, TrainingEngine(device, config.training.precision, ranks), console)
+        engine = TrainingEngine(device, config.training.precision, ranks, config.training.min_loss_scale)
+        complete = _train(config, exp_dir, engine, console)
     # After a mistake the group stays until the process ends: the other ranks fail only once this one has told its own.
     leave()
     return complete

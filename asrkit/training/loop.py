@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from asrkit.errors import AsrkitError
 from asrkit.training.checkpoint import Checkpoints, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
+from asrkit.training.guards import NumericalGuard
 from asrkit.training.log import MetricLog, ProgressView, dev_text
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.saving import CheckpointWriter
@@ -66,7 +68,7 @@ class Trainer:
         self.seconds = 0.0
         self.validation_due = False
         self.best: float | None = None
-        self.skipped = 0
+        self.guard = NumericalGuard(method, engine, config, exp_dir)
         self.rows = ""
         self.totals = Totals({})
         self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
@@ -111,19 +113,23 @@ class Trainer:
             waited = time.perf_counter() - began
             clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
             self.method.train()
+            totals = Totals({})
             try:
-                phase.step.run(self.method, micro_batches, clock, self.engine, self.totals)
+                phase.step.run(self.method, micro_batches, clock, self.engine, totals)
             except torch.OutOfMemoryError as error:
                 mend = "lower data.batch_seconds: the result stays the same"
                 raise AsrkitError(f"out of memory: {str(error).splitlines()[0]}", mend=mend) from error
-            norms, finite = self.optimiser.update(phase, self.phase_update, self.engine)
-            self._guard(finite)
+            allow = partial(self.guard.allows, clock, micro_batches, totals)
+            norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
             for name in phase.streams:
                 self.streams[name].consumed()
             self.method.after_update(clock)
             self.update += 1
             self.phase_update += 1
-            self._account(began, waited, micro_batches, norms)
+            self._account(began, waited, micro_batches)
+            if taken:
+                self.totals.add({name: Ratio(*pair) for name, pair in totals.values.items()})
+                self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
             self.view.advance(self.phase_update)
             ended = self.phase_update == length
             self.validation_due = ended or self.update % self.config.validate_every == 0
@@ -143,9 +149,7 @@ class Trainer:
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
 
-    def _account(
-        self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]], norms: dict[str, float]
-    ) -> None:
+    def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]]) -> None:
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         self.window["updates"] += 1
@@ -154,19 +158,6 @@ class Trainer:
         for name, batches in micro.items():
             samples = sum(sum(batch.host_lengths) for batch in batches)
             self.window["audio"] += samples / self.streams[name].data_config.sample_rate
-        self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
-
-    def _guard(self, finite: bool) -> None:
-        self.skipped = 0 if finite else self.skipped + 1
-        # fp16's loss scale is found by trying: a few such updates belong to it.
-        if self.skipped and not self.engine.scaler.is_enabled():
-            log.warning("update %d: the gradient is not finite; skipped", self.update)
-        if self.skipped >= self.config.max_skipped_updates:
-            raise AsrkitError(
-                f"{self.skipped} updates in a row had a gradient that is not finite",
-                where=self.exp_dir,
-                mend="lower the learning rate or set optimiser.clip_norm; the last good checkpoint is kept",
-            )
 
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
@@ -180,9 +171,12 @@ class Trainer:
             "phase_step": self.phase_update,
             "phase_steps": length,
             **figures,
+            **self.guard.figures(),
             "learning_rate": max(rates.values()),
             **{f"learning_rate/{name}": rate for name, rate in rates.items()},
-            "grad_norm": max(value for name, value in figures.items() if name.startswith("grad_norm/")),
+            "grad_norm": max(
+                (value for name, value in figures.items() if name.startswith("grad_norm/")), default=float("nan")
+            ),
             "audio_seconds_per_second": audio / seconds,
             "data_wait_share": self.window["wait"] / seconds,
             "seconds": self.seconds,
@@ -275,7 +269,7 @@ class Trainer:
                 "validation_due": self.validation_due,
                 "seconds": self.seconds,
                 "best": self.best,
-                "skipped": self.skipped,
+                "guard": self.guard.state_dict(),
                 "finished": finished,
                 "rows": self.metrics.unwritten() if self.metrics is not None else "",
             }
@@ -294,8 +288,8 @@ class Trainer:
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
         self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]
-        self.validation_due, self.seconds, self.skipped = state["validation_due"], state["seconds"], state["skipped"]
-        self.rows = state["rows"]
+        self.validation_due, self.seconds, self.rows = state["validation_due"], state["seconds"], state["rows"]
+        self.guard.load_state_dict(state["guard"])
         # Without its file (the newest was damaged, say) the best so far is not to be had any more.
         best = self.checkpoints.named("best")
         self.best = state["best"] if best is not None and update_of(best) <= self.update else None

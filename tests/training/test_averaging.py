@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,13 @@ def test_the_mean_by_brute_force(trained: Path, tmp_path: Path) -> None:
     assert open_experiment(tmp_path / "mean").recipe == "finetune"
 
 
-def test_the_script(trained: Path, speech: Path, tmp_path: Path) -> None:
+def test_the_script(trained: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = [sys.executable, str(SCRIPT), str(trained), "--steps", "2", "4", "--output", str(tmp_path / "mean")]
-    done = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'mean'}: the mean of steps 2, 4\n"
     assert checkpoint(tmp_path / "mean")["averaged"] == [2, 4]
-    again = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "exists already" in again.stderr
