@@ -35,7 +35,6 @@ EXTRAS = {
         "hypothesis>=6.130",
         "ruff>=0.14",
         "mypy>=1.18",
-        "playwright>=1.50",
     ],
 }
 EXTRAS["all"] = sorted({requirement for name, extra in EXTRAS.items() if name != "fairseq2" for requirement in extra})

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import asrkit
+from asrkit.commands import align as align_command
 from asrkit.commands import decode as decode_command
 from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
+from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
@@ -97,13 +99,22 @@ def _parser() -> Parser:
     transcribe = _add(
         commands,
         "transcribe",
-        _transcribe,
-        "write the text of audio files",
-        "asrkit transcribe --model exp/finetune talk.flac interview.wav",
+        transcribe_command.run,
+        "write the text of recordings",
+        "asrkit transcribe --model exp/finetune talk.flac interviews/ --format srt --output subtitles",
     )
-    transcribe.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
-    transcribe.add_argument("audio", nargs="+", type=Path, metavar="AUDIO", help="files that libsndfile reads")
+    transcribe_command.add(transcribe)
     _add_model_options(transcribe)
+
+    align = _add(
+        commands,
+        "align",
+        align_command.run,
+        "find when the words and characters of a known text are spoken",
+        "asrkit align --model exp/finetune --audio talk.flac --text talk.txt --format textgrid --output aligned",
+    )
+    align_command.add(align)
+    _add_model_options(align)
 
     report = _add(
         commands,
@@ -129,7 +140,12 @@ def _parser() -> Parser:
         "asrkit results exp examples/librispeech/results --output RESULTS.md",
     )
     results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
-    results.add_argument("--output", type=Path, metavar="FILE.md", help="keep the tables between this file's markers")
+    results.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="FILE.md keeps all tables between its markers; any other file gets what is on the screen",
+    )
     language_model = _add(
         commands, "lm", _lm, "make n-gram language models", "asrkit lm train text.txt --output lm.arpa"
     )
@@ -286,20 +302,6 @@ def _lm(options: argparse.Namespace) -> int:
     return lm_command.run(options, console)
 
 
-def _transcribe(options: argparse.Namespace) -> int:
-    from asrkit.inference.recogniser import load, transcribe_files
-
-    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    failed = 0
-    for path, outcome in transcribe_files(recogniser, options.audio):
-        if isinstance(outcome, AsrkitError):
-            failed += 1
-            _print_error(outcome)
-        else:
-            print(f"{path}\t{outcome}", flush=True)  # rich would turn the tab into spaces
-    return 2 if failed else 0
-
-
 def _report(options: argparse.Namespace) -> int:
     from asrkit.analysis import report
 
@@ -317,11 +319,7 @@ def _report(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> int:
     from asrkit.analysis import results
 
-    found = results.collect(options.folders)
-    for table in results.rich_tables(found):
-        console.print(table)
-    if options.output is not None:
-        results.write_results(options.output, results.markdown(found))
+    results.show(results.collect(options.folders), options.output)
     return 0
 
 

@@ -116,6 +116,27 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
         whole["data"]["unlabelled"] = {**stream, "crop_seconds": 1.2}
         head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
         whole["pretrain"] = {"updates": 10, "schedule": schedule, "wav2vec2": head}
+    elif method == "wav2vec_s":
+        whole["data"]["labelled"] = {**stream, "seconds_per_update": 2.0}
+        whole["data"]["unlabelled"] = stream
+        whole["wav2vec_s"] = {
+            "updates": 10,
+            "warmup_updates": 3,
+            "freeze_updates": 1,
+            "freeze_frontend": False,
+            "schedule": schedule,
+            "mask": mask,
+            "student_mask": mask,
+            # A model of ten updates is sure of nothing.
+            "pseudo": {
+                "teacher": "ema",
+                "ema_decay": 0.8,
+                "confidence": 0.0,
+                "ramp_updates": 3,
+                "cache": 8,
+                "cache_renewal": 0.3,
+            },
+        }
     else:
         whole["data"]["labelled"] = {**stream, "speed_factors": [0.9, 1.0, 1.1]}
         whole["finetune"] = {

@@ -34,10 +34,10 @@ def name(path: Path) -> str:
 
 
 def method_of(path: Path) -> str:
-    """The method that a file's name announces; `scratch` is fine-tuning without pre-training."""
+    """The method that a file's name announces; `scratch` and `supervised` are fine-tuning too."""
     prefix = path.stem.split("_")[0]
     methods = [method for method in METHODS if path.stem.startswith(f"{method}_")]
-    return methods[0] if methods else {"scratch": "finetune", "model": "finetune"}[prefix]
+    return methods[0] if methods else {"scratch": "finetune", "model": "finetune", "supervised": "finetune"}[prefix]
 
 
 def read(path: Path) -> ExperimentConfig:

@@ -38,7 +38,6 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "onnxscript",
-    "playwright",
     "pytest",
     "s3fs",
     "safetensors",

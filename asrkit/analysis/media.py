@@ -23,10 +23,8 @@ from asrkit.data.audio import read
 from asrkit.data.collate import Example, collate
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
-from asrkit.heads.ctc import CTCHead
 from asrkit.inference.recogniser import Recogniser
-from asrkit.methods.common import encode
-from asrkit.nn.encoder import SAMPLE_RATE, Encoder
+from asrkit.nn.encoder import SAMPLE_RATE
 
 LONGEST = 40.0
 """Seconds; a longer utterance is not embedded."""
@@ -142,16 +140,10 @@ def posteriors(recogniser: Recogniser, utterance_id: str, wave: np.ndarray) -> d
         first frame, probabilities in percent].
 
     Raises:
-        AsrkitError: if the experiment has no CTC head.
+        AsrkitError: if the experiment's method gives no scores per frame.
     """
-    method = recogniser.method
-    head, encoder = getattr(method, "ctc", None), getattr(method, "encoder", None)
-    if not isinstance(head, CTCHead) or not isinstance(encoder, Encoder):
-        raise AsrkitError("the model has no CTC head", where=recogniser.experiment.folder)
-    batch = collate([Example(utterance_id, wave)], epoch=0).to(recogniser.device)
-    with torch.inference_mode():
-        probabilities = head.logits(encode(encoder, batch).states)[0].float().softmax(-1)
-    return posterior_runs(probabilities.cpu().numpy(), recogniser.units.symbols, recogniser.units.blank)
+    (scores,) = recogniser.log_probs(collate([Example(utterance_id, wave)], epoch=0))
+    return posterior_runs(np.exp(scores), recogniser.units.symbols, recogniser.units.blank)
 
 
 def posterior_runs(probabilities: np.ndarray, symbols: Sequence[str], blank: int) -> dict[str, Any]:

@@ -11,20 +11,16 @@ from typing import Any
 
 import asrkit
 from asrkit.analysis import results
-from asrkit.analysis.decodings import (
-    Decoding,
-    confusions,
-    guess_speakers,
-    operations,
-    read_decoding,
-    speaker_errors,
-    wer_interval,
-)
+from asrkit.analysis.decodings import Decoding, bounds, operations, read_decoding
 from asrkit.analysis.gallery import Cache, Gallery
 from asrkit.analysis.page import render
 from asrkit.analysis.run import Run, names, stamp
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
+from asrkit.text.confusion import confusions
+from asrkit.text.speakers import by_speaker, guess_speakers
+
+_CONFUSIONS = 50
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def report(
         "refresh": refresh,
         "experiments": experiments,
         "tests": _tests(page),
-        "headings": results.HEADINGS,
+        "headings": [{"name": column.heading, "right": column.right} for column in results.COLUMNS],
         "decodings": page.decodings,
         "similarity": [found for run in runs for found in run.similarities()],
     }
@@ -123,8 +119,8 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
     speakers = {utterance_id: speaker for utterance_id, speaker in known if speaker is not None}
     shown, note = gallery.add(run, decoding, texts, budget)
     total = decoding.scored.total
-    bounds = gallery.cache.get(("interval", parts), lambda: wer_interval(decoding.scored, speakers))
-    page.results.append((decoding.result, {"experiment": place, "interval": bounds, **_figures(decoding)}))
+    interval = gallery.cache.get(("interval", parts), lambda: bounds(decoding.scored, speakers))
+    page.results.append((decoding.result, {"experiment": place, "interval": interval, **_figures(decoding)}))
     own = f"decoding-{len(page.decodings)}"
     places = {utterance_id: number for number, utterance_id in enumerate(ids)}
     page.blocks[own] = {
@@ -135,9 +131,8 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
         "operations": [operations(utterance.alignment) for utterance in decoding.scored.utterances],
         "posteriors": {str(places[utterance_id]): found for utterance_id, found in shown.items()},
     }
-    errors = confusions(decoding.scored)
-    by_speaker = speaker_errors(decoding.scored, speakers)
-    hardest = sorted(by_speaker.items(), key=lambda item: -item[1][0] / max(1, item[1][1]))
+    errors = confusions(decoding.scored, _CONFUSIONS)
+    hardest = sorted(by_speaker(decoding.scored, speakers).items(), key=lambda item: -item[1].wer)
     page.decodings.append(
         {
             "experiment": place,
@@ -156,7 +151,7 @@ def _add_decoding(page: _Page, place: int, run: Run, folder: Path, gallery: Gall
             "substituted": errors.substituted,
             "deleted": errors.deleted,
             "inserted": errors.inserted,
-            "speakers": [[speaker, *pair] for speaker, pair in hardest],
+            "speakers": [[speaker, counts.word_errors, counts.words] for speaker, counts in hardest],
             "texts": texts,
             "data": own,
             "note": note,
@@ -181,7 +176,9 @@ def _texts(page: _Page, run: Run, decoding: Decoding, gallery: Gallery) -> str:
             seconds = [speech.seconds(utterance_id) for utterance_id in ids]
         except AsrkitError as error:
             silence = f"No audio: the prepared data is gone ({error})."
-        speakers = speakers or guess_speakers(ids)
+        guessed = guess_speakers(ids)
+        # Where every utterance would be a speaker of its own, the ids tell nothing.
+        speakers = speakers or (guessed if len(set(guessed.values())) < len(ids) else {})
         page.blocks[texts] = {
             "ids": ids,
             "references": references,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from asrkit.errors import AsrkitError
@@ -19,6 +22,7 @@ FILE = "results.json"
 BEGIN = "<!-- asrkit results {name}: begin; what stands between these two lines is overwritten -->"
 END = "<!-- asrkit results {name}: end -->"
 _TEXTS = ("corpus", "set", "decoder", "recipe", "method", "subset")
+_LOG_WIDTH = 120
 _NUMBERS = ("wer", "cer", "words", "utterances", "seed")
 
 
@@ -63,9 +67,15 @@ class Result:
         return self.corpus, self.set, self.utterances, self.words
 
     @property
-    def system(self) -> tuple[str, str, str, str, str, str]:
-        """What was measured, but for the seed."""
-        return self.recipe, self.method, self.source or "", self.subset, self.decoder, self.lm or ""
+    def system(self) -> tuple[str, ...]:
+        """What was measured, but for the seed and for weights, which every seed may have tuned for itself."""
+        search = (str(self.values.get(name) or "") for name in ("lexicon", "rescore", "beam"))
+        return self.recipe, self.method, self.source or "", self.subset, self.decoder, self.lm or "", *search
+
+    def number(self, name: str) -> float | None:
+        """Return a figure of the file that not every version wrote; None where it is missing."""
+        value = self.values.get(name)
+        return float(value) if _is_number(value) else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,12 @@ class Row:
         """Return the sample standard deviation over seeds; None of a single one."""
         rates = [getattr(result, rate) for result in self.results]
         return statistics.stdev(rates) if len(rates) > 1 else None
+
+    def numbers(self, name: str) -> list[float]:
+        """Return a figure (see `Result.number`) of every seed; none at all where one is missing."""
+        found = [result.number(name) for result in self.results]
+        known = [value for value in found if value is not None]
+        return known if len(known) == len(found) else []
 
 
 def read_result(path: Path) -> Result:
@@ -113,7 +129,7 @@ def read_result(path: Path) -> Result:
     return Result(path=path, values=values, **named)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -155,22 +171,83 @@ def rows(results: Iterable[Result]) -> dict[tuple[str, str, int, int], list[Row]
     return tests
 
 
-HEADINGS = ("recipe", "method", "source", "labels", "decoder", "LM", "WER %", "CER %", "n")
-_RIGHT = HEADINGS[6:]
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
 
-
-def cells(row: Row) -> list[str]:
-    """Return a row's cells under `HEADINGS`."""
-    first = row.first
-    lm = Path(first.lm).name if first.lm else "–"
-    told = [first.recipe, first.method, first.source or "–", first.subset or "–", first.decoder, lm]
-    return [*told, percent(row, "wer"), percent(row, "cer"), str(len(row.results))]
+    heading: str
+    """What stands above it."""
+    cell: Callable[[Row], str]
+    """What it says of a row."""
+    right: bool = True
+    """Whether it is aligned to the right."""
 
 
 def percent(row: Row, rate: str) -> str:
     """Return a rate in percent, mean ± spread where there are several seeds."""
     spread = row.spread(rate)
     return f"{100 * row.mean(rate):.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def _count(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        values = row.numbers(name)
+        return f"{statistics.fmean(values):.{0 if len(values) == 1 else 1}f}" if values else "–"
+
+    return cell
+
+
+def _decoder(row: Row) -> str:
+    beam, lexicon = (row.first.values.get(name) for name in ("beam", "lexicon"))
+    words = f"words of {'the LM' if lexicon == 'lm' else Path(str(lexicon)).name}" if lexicon else ""
+    return ", ".join(part for part in (row.first.decoder, f"width {beam}" if beam else "", words) if part)
+
+
+def _language_model(row: Row) -> str:
+    """Return the names of n-gram and neural model, their weights, the word score, and where these were tuned."""
+    first = row.first
+    named = [Path(name).name for name in (first.lm, first.values.get("rescore")) if isinstance(name, str)]
+    found = [row.numbers(name) for name in ("lm_weight", "word_score", "rescore_weight")]
+    weights = ["–".join(dict.fromkeys((f"{min(w):g}", f"{max(w):g}"))) for w in found if w and (named or any(w))]
+    tuned = ", ".join(dict.fromkeys(str(result.values["tuned_on"]) for result in row.results if _tuned(result)))
+    told = "; ".join(part for part in (", ".join(weights), tuned) if part)
+    return " + ".join(named or "–") + (f" ({told})" if told else "")
+
+
+def _tuned(result: Result) -> bool:
+    return isinstance(result.values.get("tuned_on"), str)
+
+
+def _speed(row: Row) -> str:
+    audio, seconds = row.numbers("audio_seconds"), row.numbers("seconds")
+    return f"{sum(audio) / sum(seconds):.0f}" if audio and sum(seconds) > 0 else "–"
+
+
+COLUMNS = (
+    Column("recipe", lambda row: row.first.recipe, right=False),
+    Column("method", lambda row: row.first.method, right=False),
+    Column("source", lambda row: row.first.source or "–", right=False),
+    Column("labels", lambda row: row.first.subset or "–", right=False),
+    Column("decoder", _decoder, right=False),
+    Column("LM (weights; tuned on)", _language_model, right=False),
+    Column("WER %", lambda row: percent(row, "wer")),
+    Column("CER %", lambda row: percent(row, "cer")),
+    Column("n", lambda row: str(len(row.results))),
+    Column("sub", _count("substitutions")),
+    Column("del", _count("deletions")),
+    Column("ins", _count("insertions")),
+    Column("audio s/s", _speed),
+)
+"""The columns of a test's table. The last one is decoding speed: seconds of audio in a second."""
+HEADINGS = tuple(column.heading for column in COLUMNS)
+_RIGHT = tuple(column.heading for column in COLUMNS if column.right)
+_TITLED = ("recipe", "method", "source", "labels", "n")
+"""What a table on the terminal leaves to its title where all rows agree."""
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row's cells under `HEADINGS`."""
+    return [column.cell(row) for column in COLUMNS]
 
 
 def title(test: tuple[str, str, int, int]) -> str:
@@ -180,16 +257,50 @@ def title(test: tuple[str, str, int, int]) -> str:
 
 
 def rich_tables(results: Iterable[Result]) -> list[Table]:
-    """Return a table per test, for the terminal."""
-    tables = []
+    """Return a table per corpus, for the terminal."""
+    corpora: dict[str, list[tuple[tuple[str, str, int, int], Row]]] = {}
     for test, systems in rows(results).items():
-        table = Table(title=title(test), title_justify="left")
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading in _RIGHT else "left", overflow="fold")
-        for row in systems:
-            table.add_row(*cells(row))
-        tables.append(table)
-    return tables
+        corpora.setdefault(test[0], []).extend((test, row) for row in systems)
+    return [_rich_table(corpus, lines) for corpus, lines in corpora.items()]
+
+
+def _rich_table(corpus: str, lines: Sequence[tuple[tuple[str, str, int, int], Row]]) -> Table:
+    alike = {
+        column.heading: column.cell(lines[0][1])
+        for column in COLUMNS
+        if column.heading in _TITLED and len({column.cell(row) for _, row in lines}) == 1
+    }
+    seeds = sorted({result.seed for _, row in lines for result in row.results})
+    told = [alike.get("recipe", "")]
+    told += [f"{name} {alike[name]}" for name in ("source", "labels") if alike.get(name, "–") != "–"]
+    told.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
+    table = Table(title=f"{corpus}: {', '.join(filter(None, told))}", title_justify="left")
+    shown = [column for column in COLUMNS if column.heading not in alike]
+    table.add_column("set")
+    for column in shown:
+        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
+    table.add_column("words", justify="right")
+    for (_, name, _, words), row in lines:
+        table.add_row(escape(name), *(escape(column.cell(row)) for column in shown), f"{words:,}")
+    return table
+
+
+def show(results: Sequence[Result], output: Path | None = None) -> None:
+    """Print the tables, and keep them: in FILE.md as `markdown` between its markers, in any other file as printed.
+
+    Raises:
+        AsrkitError: as `rows` and `write_results`.
+    """
+    # Lines of a log need not fit a screen.
+    width = None if Console().is_terminal else _LOG_WIDTH
+    shown, kept = Console(width=width), Console(width=_LOG_WIDTH, file=io.StringIO(), record=True)
+    for table in rich_tables(results):
+        shown.print(table)
+        kept.print(table)
+    if output is not None and output.suffix == ".md":
+        write_results(output, markdown(results))
+    elif output is not None:
+        write_text(output, kept.export_text())
 
 
 def markdown(results: Iterable[Result]) -> str:
@@ -204,7 +315,9 @@ def markdown(results: Iterable[Result]) -> str:
         parts.append(markdown_table(HEADINGS, [cells(row) for row in systems], right=_RIGHT))
         parts.append(_origin([result for row in systems for result in row.results]))
     parts.append(
-        "± is the sample standard deviation over n seeds; rates are errors by reference words or characters.\n"
+        "± is the sample standard deviation over n seeds; rates are errors by reference words or characters; sub, del and "
+        "ins are word errors, their mean where n is more than 1; audio s/s is decoding speed. In brackets behind a "
+        "language model: its weight, the word score, and the set on which they were searched.\n"
     )
     return "\n".join(parts)
 

@@ -55,7 +55,8 @@ class Run:
     @property
     def recipe(self) -> str:
         """The methods that led here, such as pretrain+finetune."""
-        return (_read(self.folder / "recipe") or str(self.config.get("method", ""))).strip()
+        lines = (_read(self.folder / "recipe") or "").splitlines()
+        return lines[0].strip() if lines else str(self.config.get("method", ""))
 
     @property
     def log(self) -> str:

@@ -28,7 +28,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--lm-weight", type=float, metavar="W", help="weight of the n-gram's log10 probability")
     search.add_argument("--word-score", type=float, metavar="S", help="added per word")
     search.add_argument("--nbest", type=int, metavar="N", help="write the N best readings, with word times, as JSON")
-    search.add_argument("--jobs", type=int, default=0, metavar="N", help="processes that search (one per core)")
+    search.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="processes that search (one per core that has memory)"
+    )
     rescore = parser.add_argument_group("rescoring")
     rescore.add_argument("--rescore", metavar="NAME", help="a causal language model of Hugging Face, or its folder")
     rescore.add_argument("--rescore-weight", type=float, metavar="W", help="weight of its log10 probability (1)")

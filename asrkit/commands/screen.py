@@ -14,5 +14,5 @@ def print_error(message: object) -> None:
 
 
 def print_plain(text: str) -> None:
-    """Print text for other programs: as it is, however wide."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print text for other programs as it is: rich would wrap it and turn tabs into spaces."""
+    print(text, flush=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from asrkit.core.clock import Clock
 from asrkit.core.phase import Phase
+from asrkit.core.step import Engine
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
@@ -100,8 +101,12 @@ class Method(nn.Module, ABC):
             AsrkitError: naming the setting.
         """
 
-    def after_update(self, clock: Clock) -> None:
-        """Act once the optimiser has stepped: an EMA, a cache, a temperature."""
+    def after_update(self, clock: Clock, engine: Engine) -> None:
+        """Act once the optimiser has stepped: an EMA, a cache, a temperature. Called on every rank."""
+
+    def derived(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """Return figures for a row of the log that are made of others in it."""
+        return {}
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
         """Return why the run should stop (a collapse, say), or None. Called with each logged row."""

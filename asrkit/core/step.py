@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Engine(Protocol):
 
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """Add each tensor over all ranks, in place, in flat buckets."""
+        ...
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Return every rank's ``thing``, in the order of ranks: small Python objects, not tensors."""
         ...
 
 

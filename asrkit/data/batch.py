@@ -5,7 +5,7 @@ Shapes: N batch, S samples, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -42,6 +42,28 @@ class Batch:
     def seconds(self) -> float:
         """Audio in the batch, in seconds at 16 kHz, padding not counted."""
         return sum(self.host_lengths) / 16_000
+
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """Return some of the utterances (at least one) as a batch of their own, padded no longer than they need."""
+        index = torch.tensor(chosen, dtype=torch.int64, device=self.waves.device)
+        lengths = tuple(self.host_lengths[row] for row in chosen)
+        targets, target_lengths, host_target_lengths = self.targets, self.target_lengths, self.host_target_lengths
+        if targets is not None and target_lengths is not None and host_target_lengths is not None:
+            host_target_lengths = tuple(host_target_lengths[row] for row in chosen)
+            targets = targets[index, : max(host_target_lengths)]
+            target_lengths = target_lengths[index]
+        return Batch(
+            waves=self.waves[index, : max(lengths)],
+            wave_lengths=self.wave_lengths[index],
+            host_lengths=lengths,
+            keys=self.keys[index],
+            ids=tuple(self.ids[row] for row in chosen),
+            epoch=self.epoch,
+            targets=targets,
+            target_lengths=target_lengths,
+            host_target_lengths=host_target_lengths,
+            texts=None if self.texts is None else tuple(self.texts[row] for row in chosen),
+        )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """Return the batch with its tensors on ``device``."""

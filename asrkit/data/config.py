@@ -56,7 +56,7 @@ class DataConfig:
     labelled: StreamConfig = field(default_factory=StreamConfig)
     """The stream with transcripts."""
     unlabelled: StreamConfig = field(default_factory=StreamConfig)
-    """The stream without; transcripts that a set has are not looked at."""
+    """The stream without; transcripts that a set has are used to measure pseudo-labels, never to learn from."""
     dev: list[str] = field(default_factory=list)
     """Names of the prepared sets for validation."""
     batch_seconds: float = 80.0

@@ -1,10 +1,13 @@
-"""Fetch LibriSpeech (OpenSLR 12) and Libri-light's label-limited folds, for where they are not at hand.
+"""Fetch LibriSpeech (OpenSLR 12), Libri-light's label-limited folds and LibriSpeech's language models (OpenSLR 11).
 
-``python -m asrkit.data.download --corpus-dir DIR dev-clean …`` leaves DIR/LibriSpeech/dev-clean, or
-DIR/librispeech_finetuning. An interrupted download goes on where it stopped; an archive is unpacked only if its
-checksum is right, and a folder has its final name only when it is complete.
+``python -m asrkit.data.download --corpus-dir DIR dev-clean 4-gram …`` leaves DIR/LibriSpeech/dev-clean,
+DIR/librispeech_finetuning or DIR/lm/4-gram.arpa.gz. An interrupted download goes on where it stopped; an archive is
+unpacked only if its checksum is right, and a file or folder has its final name only when it is complete.
 
-Checksums are those that torchaudio publishes, in ``torchaudio.datasets.librispeech`` and ``librilight_limited``.
+Checksums of speech are those that torchaudio publishes, in ``torchaudio.datasets.librispeech`` and
+``librilight_limited``. OpenSLR gives none for the language models: those of the 3-gram, the 4-gram and the lexicon are what
+RWTH Aachen's published recipes check (rwth-i6/i6_experiments, common/datasets/librispeech), that of the small 3-gram is
+from a single public recipe that builds on theirs.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from rich.progress import (
 from asrkit.errors import AsrkitError, nearest
 
 _OPENSLR = "https://www.openslr.org/resources/12/"
+_OPENSLR_TEXT = "https://www.openslr.org/resources/11/"
 _LIMITED = "https://dl.fbaipublicfiles.com/librilight/data/librispeech_finetuning.tgz"
 _BLOCK = 1 << 20
 _ATTEMPTS = 5
@@ -49,23 +53,32 @@ Advance = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file on the network, and the folder that it brings."""
+    """A file on the network, and what it brings: a tar file a folder, any other itself."""
 
     url: str
     """Where it is."""
     sha256: str
     """Checksum of the file, hexadecimal."""
-    folder: str
-    """The folder that it holds, relative to the corpus folder: present exactly when it is complete."""
+    place: str
+    """The folder that it holds or the file that it is, below the corpus folder: present exactly when it is complete."""
 
     @property
     def file_name(self) -> str:
         """The archive's own name."""
         return self.url.rpartition("/")[2]
 
+    @property
+    def packed(self) -> bool:
+        """Whether it is a tar file."""
+        return self.file_name.endswith((".tar.gz", ".tgz"))
+
 
 def _openslr(part: str, sha256: str) -> Archive:
     return Archive(f"{_OPENSLR}{part}.tar.gz", sha256, f"LibriSpeech/{part}")
+
+
+def _text(file_name: str, sha256: str) -> Archive:
+    return Archive(f"{_OPENSLR_TEXT}{file_name}", sha256, f"lm/{file_name}")
 
 
 ARCHIVES = {
@@ -79,25 +92,36 @@ ARCHIVES = {
     "librispeech_finetuning": Archive(
         _LIMITED, "5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af", "librispeech_finetuning"
     ),
+    "4-gram": _text("4-gram.arpa.gz", "f2b2d1507637ddf459d3579159f7e8099ed7d77452ff1059aeeeaea33d274613"),
+    "3-gram": _text("3-gram.arpa.gz", "263649573475c2991d3e755eb4e690c9d2656f2b3283a1eb589e1e4e174bf874"),
+    "3-gram-small": _text(
+        "3-gram.pruned.1e-7.arpa.gz", "71dd880667cb6ea3942bb1982988c91fb1208839a21911eeec7e31c857c4bdfb"
+    ),
+    "lexicon": _text("librispeech-lexicon.txt", "d722bc29908cd338ae738edd70f61826a6fca29aaa704a9493f0006773f79d71"),
 }
 """What can be fetched, by name."""
 
 
 def download(archive: Archive, corpus_dir: Path, *, advance: Advance | None = None, pause: float = 2.0) -> bool:
-    """Bring ``archive``'s folder into ``corpus_dir``; return False where it was there already.
+    """Bring ``archive``'s folder or file into ``corpus_dir``; return False where it was there already.
 
-    The archive itself is removed once it is unpacked. ``pause`` is the wait in seconds before a broken connection is
-    taken up again; it doubles with each failure in a row.
+    A tar file is removed once it is unpacked. ``pause`` is the wait in seconds before a broken connection is taken up
+    again; it doubles with each failure in a row.
 
     Raises:
         AsrkitError: when the server cannot be reached, the disk is too small, or the file is not what it should be.
     """
-    if (corpus_dir / archive.folder).is_dir():
+    place = corpus_dir / archive.place
+    if place.exists():
         return False
     corpus_dir.mkdir(parents=True, exist_ok=True)
     path = fetch(archive, corpus_dir, advance=advance, pause=pause)
-    unpack(path, corpus_dir, archive.folder)
-    path.unlink()
+    if archive.packed:
+        unpack(path, corpus_dir, archive.place)
+        path.unlink()
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
     return True
 
 
@@ -115,7 +139,7 @@ def fetch(archive: Archive, folder: Path, *, advance: Advance | None = None, pau
         os.replace(path, part)
     # What is there may be of another file; only a whole download tells, so a resumed one gets a second try.
     for _ in range(2 if part.is_file() else 1):
-        _transfer(archive.url, part, advance or _silent, pause)
+        _transfer(archive, part, advance or _silent, pause)
         if _sha256(part) == archive.sha256:
             os.replace(part, path)
             return path
@@ -131,15 +155,15 @@ def _silent(done: int, total: int | None) -> None:
     """Tell nobody."""
 
 
-def _transfer(url: str, part: Path, advance: Advance, pause: float) -> None:
+def _transfer(archive: Archive, part: Path, advance: Advance, pause: float) -> None:
     """Append to ``part`` until it holds the whole file; broken connections are taken up again."""
-    failures, reason = 0, ""
+    url, failures, reason = archive.url, 0, ""
     while failures < _ATTEMPTS:
         if failures:
             time.sleep(pause * 2 ** (failures - 1))
         before = _size(part)
         try:
-            if _continue(url, part, advance):
+            if _continue(archive, part, advance):
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
@@ -160,10 +184,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _continue(url: str, part: Path, advance: Advance) -> bool:
+def _continue(archive: Archive, part: Path, advance: Advance) -> bool:
     """Ask for what comes behind the part and append it; return whether the file is whole."""
     size = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-", "User-Agent": "asrkit"})
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={size}-", "User-Agent": "asrkit"})
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
@@ -184,7 +208,7 @@ def _continue(url: str, part: Path, advance: Advance) -> bool:
             total = int(length) if length else None
             size, mode = 0, "wb"
         if total is not None:
-            _check_disk(part.parent, total - size, total)
+            _check_disk(part.parent, total - size + (int(total * _UNPACKED_SHARE) if archive.packed else 0))
         with open(part, mode) as file:
             advance(size, total)
             while block := response.read(_BLOCK):
@@ -200,8 +224,7 @@ def _total(content_range: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def _check_disk(folder: Path, missing: int, total: int) -> None:
-    needed = missing + int(total * _UNPACKED_SHARE)
+def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AsrkitError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", where=folder)
@@ -259,10 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch what the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m asrkit.data.download",
-        description=f"Fetch parts of LibriSpeech: {', '.join(ARCHIVES)}.",
+        description=f"Fetch parts of LibriSpeech and language models made for it: {', '.join(ARCHIVES)}.",
         epilog="Example: python -m asrkit.data.download --corpus-dir corpora/librispeech dev-clean test-clean",
     )
-    parser.add_argument("--corpus-dir", type=Path, required=True, help="gets LibriSpeech/ and librispeech_finetuning/")
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="gets LibriSpeech/ and the rest")
     parser.add_argument("parts", nargs="+", metavar="PART")
     options = parser.parse_args(arguments)
     columns = (

@@ -83,7 +83,7 @@ class Stream:
             sets,
             sample_rate=data_config.sample_rate,
             units=units,
-            texts=units is not None,
+            texts=units is not None or _transcribed(sets, config),
             seed=seed,
             config=config,
         )
@@ -281,6 +281,11 @@ def _copy(batch: Batch) -> Batch:
         field.name: value.clone() for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)
     }
     return replace(batch, **tensors)
+
+
+def _transcribed(sets: Sequence[SetIndex], config: StreamConfig) -> bool:
+    """Whether the transcripts of sets that serve as unlabelled are known in full, to measure pseudo-labels by."""
+    return all(index.labelled for index in sets) and not config.crop_seconds
 
 
 def _locate(starts: np.ndarray, rows: np.ndarray) -> tuple[tuple[int, int], ...]:

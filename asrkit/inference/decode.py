@@ -25,7 +25,7 @@ from asrkit.inference.recogniser import Recogniser
 from asrkit.inference.rescoring import Scorer, add_scores, rank
 from asrkit.inference.results import Result, commit, hardware, write_nbest
 from asrkit.inference.scores import labelled_set, score_set
-from asrkit.inference.search import Searcher, Setup, cores
+from asrkit.inference.search import Searcher, Setup, default_jobs
 from asrkit.text.wer import Score, score, write_transcripts
 
 _RESCORED = 50
@@ -59,7 +59,7 @@ class DecodeOptions:
     seed: int = 1
     """Of the random search."""
     jobs: int = 0
-    """Processes of the search; 0 for one per core."""
+    """Processes of the search; 0 for one per core, as far as their language models fit into the memory."""
 
     @property
     def given(self) -> bool:
@@ -70,7 +70,7 @@ class DecodeOptions:
         if self.nbest is not None and self.nbest < 1:
             raise AsrkitError(f"--nbest {self.nbest}", mend="1 or more")
         if self.jobs < 0:
-            raise AsrkitError(f"--jobs {self.jobs}", mend="0 (one per core) or more")
+            raise AsrkitError(f"--jobs {self.jobs}", mend="1 or more, or 0 for as many as cores and memory allow")
         if self.tune_on is not None:
             tuning.refuse_test_set(self.tune_on)
             if self.given:
@@ -215,7 +215,7 @@ class SetDecoder:
         with tempfile.TemporaryDirectory(prefix="asrkit-") as folder:
             scored = score_set(self.recogniser, self.data_dir / name, Path(folder) / "scores")
             setup = Setup(self.options.choice, self.recogniser.units, self.recogniser.frame_rate, scored)
-            with Searcher(setup, self.options.jobs or cores()) as searcher:
+            with Searcher(setup, self.options.jobs or default_jobs(self.options.choice)) as searcher:
                 yield searcher
 
     def _config(self, tuned: tuning.Tuned | None) -> BeamConfig:
@@ -266,11 +266,11 @@ class SetDecoder:
             insertions=total.insertions,
             utterances=total.utterances,
             decoder=conditions.decoder,
-            lm=conditions.lm,
+            lm=self.options.choice.lm.name if self.options.choice.lm else None,
             model=str(experiment.folder),
             recipe=experiment.recipe,
             method=experiment.config.method,
-            source=None,
+            source=experiment.source or None,
             subset="+".join(experiment.config.data.labelled.sets),
             seed=experiment.config.seed,
             updates=self.recogniser.update,

@@ -5,22 +5,19 @@ Shapes: N batch, S samples, T frames, V units (with blank).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asrkit.data.audio import load_file, resample
+from asrkit.data.audio import resample
 from asrkit.data.batch import Batch
-from asrkit.data.collate import Example, collate
-from asrkit.data.pauses import cut_at_pauses
 from asrkit.errors import AsrkitError
+from asrkit.inference.transcribe import Source, transcribe
+from asrkit.inference.transcript import Transcript
+from asrkit.nn.encoder import SAMPLE_RATE
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
-
-LONGEST_PIECE = 25.0
-"""Seconds; longer audio is cut at pauses and recognised piece by piece."""
 
 
 class Recogniser:
@@ -68,6 +65,11 @@ class Recogniser:
         """Encoder frames per second."""
         return float(self.method.encoder.frame_rate)
 
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one encoder frame to the next."""
+        return round(SAMPLE_RATE / self.frame_rate)
+
     def transcribe(self, wave: np.ndarray | torch.Tensor, sample_rate: int) -> str:
         """Return the text of one recording of any length and sample rate.
 
@@ -78,12 +80,18 @@ class Recogniser:
         Raises:
             AsrkitError: if the wave is empty, not finite, or of another shape or type.
         """
+        return self.transcript(wave, sample_rate).text
+
+    def transcript(self, wave: np.ndarray | torch.Tensor, sample_rate: int) -> Transcript:
+        """Return the text of one recording with its words in time; arguments and errors as for `transcribe`."""
         samples = _mono(wave)
         if sample_rate <= 0:
             raise AsrkitError(f"a sample rate of {sample_rate}", mend="samples per second, such as 16000")
-        pieces = split(resample(samples, sample_rate, self.sample_rate), self.sample_rate)
-        texts = [self.texts(collate([Example("wave", piece)], epoch=0))[0] for piece in pieces]
-        return " ".join(text for text in texts if text)
+        samples = resample(samples, sample_rate, self.sample_rate)
+        ((_, found),) = transcribe(self, [Source("wave", lambda: iter([samples]))])
+        if isinstance(found, AsrkitError):
+            raise found
+        return found
 
 
 def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -102,24 +110,6 @@ def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:
     return samples
 
 
-def split(wave: np.ndarray, sample_rate: int) -> list[np.ndarray]:
-    """Cut a wave (S,) into pieces of at most `LONGEST_PIECE` seconds, at its quietest places."""
-    hop = sample_rate // 100
-    whole = wave[: len(wave) // hop * hop].reshape(-1, hop)
-    ends = cut_at_pauses(np.square(whole).mean(axis=1), hop, 0, len(wave), round(LONGEST_PIECE * sample_rate))
-    return np.split(wave, ends[:-1])
-
-
 def load(folder: str | Path, *, device: str = "auto", precision: str = "auto", checkpoint: str = "best") -> Recogniser:
     """Return a recogniser of an experiment; see `Recogniser`."""
     return Recogniser(Path(folder), device=device, precision=precision, checkpoint=checkpoint)
-
-
-def transcribe_files(recogniser: Recogniser, paths: Iterable[Path]) -> Iterator[tuple[Path, str | AsrkitError]]:
-    """Return the text of each file as soon as it is there, or what is wrong with it: a bad file stops no others."""
-    rate = recogniser.sample_rate
-    for path in paths:
-        try:
-            yield path, recogniser.transcribe(load_file(path, rate), rate)
-        except AsrkitError as error:
-            yield path, error

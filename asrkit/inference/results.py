@@ -31,6 +31,7 @@ class Result:
     utterances: int
     decoder: str
     lm: str | None
+    """File name of the n-gram."""
     model: str
     recipe: str
     method: str

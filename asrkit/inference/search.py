@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _CHUNK = 16
 """Utterances per task."""
+_MEMORY_SHARES = {("flashlight", False): 1.5, ("flashlight", True): 5.0, ("beam", False): 10.0, ("beam", True): 35.0}
+"""Memory of an n-gram in a process, times the size of its file, by decoder and whether it is compressed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,25 @@ _worker: _Worker | None = None
 def cores() -> int:
     """Return how many processes can run at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs(choice: DecoderChoice) -> int:
+    """Return how many processes to search in: one per core, as far as their language models fit into the memory."""
+    if choice.lm is None:
+        return cores()
+    kind = "".join(choice.lm.suffixes[-2:])
+    share = _MEMORY_SHARES.get((choice.decoder, kind.endswith(".gz")), 1.0) if ".arpa" in kind else 0.0
+    needed = share * choice.lm.stat().st_size
+    return max(1, min(cores(), int(free_memory() // max(1.0, needed))))
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that programs can still have; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return math.inf
 
 
 class Searcher:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
 from asrkit.core.clock import Clock
-from asrkit.core.method import Method
 from asrkit.core.phase import Phase
 from asrkit.core.schedule import Schedule, ScheduleConfig
 from asrkit.core.step import Accumulate
-from asrkit.core.term import Losses, Prepared, Ratio
+from asrkit.core.term import Losses, Prepared
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig
-from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
+from asrkit.heads.ctc import CTCHeadConfig
+from asrkit.methods.supervised import Supervised, SupervisedDraws, check_frozen_scratch, check_spec_augment
 from asrkit.nn.encoder import Encoder
-from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
-from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
+from asrkit.nn.masking import MaskConfig
+from asrkit.nn.spec_augment import SpecAugmentConfig
 from asrkit.text.units import Units
-from asrkit.text.wer import score
 
 HEAD_ONLY = "head"
 
@@ -59,40 +53,13 @@ class FinetuneConfig:
             )
 
 
-@dataclass(frozen=True)
-class FinetuneDraws:
-    """What is random in an update."""
-
-    mask: SpanMask
-    """On the input of the encoder's blocks."""
-    spec_mask: SpecMask | None
-    """On the spectrogram; None where SpecAugment is off."""
-    head: CTCDraws
-    """What the head drew."""
-
-
-class Finetune(Method):
+class Finetune(Supervised):
     """One stream, two phases: the head alone, then all but (by option) the feature extractor."""
 
-    selection = ("wer", "min")
-
     def __init__(self, config: FinetuneConfig, encoder: Encoder, units: Units | None) -> None:
-        super().__init__()
-        if units is None:
-            raise AsrkitError("finetune needs units")
-        if config.spec_augment.active and encoder.config.frontend != "logmel":
-            raise AsrkitError(
-                f"finetune.spec_augment blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
-                mend="leave it out: finetune.mask masks any frontend's frames",
-            )
+        super().__init__("finetune", encoder, units, config.ctc)
+        check_spec_augment(config.spec_augment, "finetune.spec_augment", encoder)
         self.config = config
-        self.units = units
-        self.encoder = encoder
-        self.ctc = CTCHead(config.ctc, encoder.dim, units)
-
-    def groups(self) -> Mapping[str, list[nn.Parameter]]:
-        """See `Method.groups`."""
-        return parameter_groups(self.encoder, {"ctc": self.ctc})
 
     def phases(self) -> Sequence[Phase]:
         """See `Method.phases`: one schedule runs through both."""
@@ -108,11 +75,7 @@ class Finetune(Method):
 
     def check_scratch(self) -> None:
         """See `Method.check_scratch`."""
-        if self.config.freeze_frontend and "frontend" in self.groups():
-            raise AsrkitError(
-                "finetune.freeze_frontend is on without `init`: the feature extractor would stay random",
-                mend="init=EXP, or finetune.freeze_frontend=false",
-            )
+        check_frozen_scratch(self.config.freeze_frontend, "finetune.freeze_frontend", self.groups())
 
     def terms(self, stream: str) -> Sequence[str]:
         """See `Method.terms`."""
@@ -120,41 +83,11 @@ class Finetune(Method):
 
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
         """See `Method.prepare`: masks."""
-        frames = encoder_frames(self.encoder, batch)
-        mask = draw_mask(self.config.mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
-        spec_mask = spec_augment(self.encoder, self.config.spec_augment, batch, clock)
-        head = self.ctc.draw(batch, frames, clock)
-        return Prepared(FinetuneDraws(mask, spec_mask, head), self.ctc.counts(batch, head))
+        return self.draw_supervised(batch, clock, self.config.mask, self.config.spec_augment)
 
-    def losses(self, stream: str, batch: Batch, draws: FinetuneDraws, clock: Clock) -> Losses:
+    def losses(self, stream: str, batch: Batch, draws: SupervisedDraws, clock: Clock) -> Losses:
         """See `Method.losses`."""
         scale = 0.0 if self.config.freeze_frontend else 1.0
-        with torch.no_grad() if clock.phase == HEAD_ONLY else nullcontext():
-            encoded = encode(self.encoder, batch, draws.mask, clock, scale, draws.spec_mask)
-        return self.ctc.loss(encoded, batch, draws.head, clock)
-
-    def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
-        """See `Method.validate`: CTC loss, WER and CER without masks."""
-        encoded = encode(self.encoder, batch)
-        draws = self.ctc.draw(batch, encoded.host_lengths, clock)
-        losses = self.ctc.loss(encoded, batch, draws, clock)
-        counts = self.ctc.counts(batch, draws)
-        texts = [self.units.decode(sequence) for sequence in self.ctc.hypotheses(encoded)]
-        references = dict(zip(batch.ids, batch.texts or (), strict=True))
-        errors = score(references, dict(zip(batch.ids, texts, strict=True))).total
-        loss = Ratio(losses.terms["ctc"].sum, counts["ctc"])
-        return {
-            "loss": loss,
-            "ctc": loss,
-            "wer": Ratio(float(errors.word_errors), float(errors.words)),
-            "cer": Ratio(float(errors.character_errors), float(errors.characters)),
-        }
-
-    def hypotheses(self, batch: Batch) -> list[list[int]]:
-        """See `Method.hypotheses`."""
-        return self.ctc.hypotheses(encode(self.encoder, batch))
-
-    def log_probs(self, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """See `Method.log_probs`."""
-        encoded = encode(self.encoder, batch)
-        return self.ctc.log_probs(encoded), tuple(encoded.host_lengths)
+        return self.supervised_losses(
+            batch, draws, clock, head_only=clock.phase == HEAD_ONLY, frontend_gradient_scale=scale
+        )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from asrkit.core.method import Method
+from asrkit.data.config import DataConfig
 from asrkit.methods.finetune import Finetune, FinetuneConfig
 from asrkit.methods.pretrain import Pretrain, PretrainConfig
+from asrkit.methods.wav2vec_s import Wav2VecS, Wav2VecSConfig, check_streams
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
 
@@ -32,6 +35,8 @@ class Entry:
     """The streams it needs: `labelled`, `unlabelled`."""
     summary: str
     """One line for `--help`."""
+    check: Callable[[Any, DataConfig], None] | None = None
+    """Refuses a section that does not go with the data's."""
 
 
 METHODS: dict[str, Entry] = {
@@ -40,5 +45,12 @@ METHODS: dict[str, Entry] = {
     ),
     "finetune": Entry(
         FinetuneConfig, Finetune, ("labelled",), "CTC on labelled speech, from a pre-trained encoder or from scratch"
+    ),
+    "wav2vec_s": Entry(
+        Wav2VecSConfig,
+        Wav2VecS,
+        ("labelled", "unlabelled"),
+        "semi-supervised pre-training: CTC on labelled speech and on pseudo-labels of unlabelled speech",
+        check_streams,
     ),
 }

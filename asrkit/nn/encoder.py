@@ -51,6 +51,13 @@ class Extracted:
         """Whether any row has padded frames."""
         return min(self.host_lengths) < self.extracted.size(1)
 
+    def rows(self, chosen: Sequence[int]) -> Extracted:
+        """Return some of the utterances (at least one), padded no longer than they need."""
+        index = torch.tensor(chosen, dtype=torch.int64, device=self.lengths.device)
+        lengths = tuple(self.host_lengths[row] for row in chosen)
+        frames = max(1, *lengths)
+        return Extracted(self.extracted[index, :frames], self.lengths[index], lengths, self.frame_mask[index, :frames])
+
 
 @dataclass(frozen=True)
 class Encoded:

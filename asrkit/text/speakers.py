@@ -28,9 +28,10 @@ def read_speakers(path: Path, ids: Iterable[str]) -> dict[str, str]:
 
 
 def by_speaker(scored: Score, speakers: Mapping[str, str]) -> dict[str, ErrorCounts]:
-    """Return each speaker's totals, in the order in which the speakers first appear."""
+    """Return each speaker's totals, in the order in which the speakers first appear; who has none is left out."""
     totals: dict[str, ErrorCounts] = {}
     for utterance in scored.utterances:
-        speaker = speakers[utterance.id]
-        totals[speaker] = totals.get(speaker, ErrorCounts()) + utterance.counts
+        speaker = speakers.get(utterance.id)
+        if speaker is not None:
+            totals[speaker] = totals.get(speaker, ErrorCounts()) + utterance.counts
     return totals

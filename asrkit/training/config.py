@@ -120,6 +120,9 @@ def load_experiment_config(path: Path, overrides: Sequence[str] = ()) -> Experim
     if not method:
         raise AsrkitError("no `method`", where=path, mend="one of: " + ", ".join(sorted(METHODS)))
     config = configuration.load(schema(str(method)), path, overrides)
+    check = METHODS[config.method].check
+    if check is not None:
+        check(config.options, config.data)
     if not config.exp_dir:
         raise AsrkitError("no `exp_dir`", where=path, mend="add exp_dir=FOLDER to the command")
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,10 @@ class TrainingEngine:
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """Add each tensor over all ranks, in place."""
         self.ranks.add(tensors)
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Return every rank's ``thing``."""
+        return self.ranks.gather(thing)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -49,7 +49,8 @@ REGULARISATION = (
 
 
 RECIPE = "recipe"
-"""A one-line file: the methods that led to this experiment, so that reports need not find its ancestors."""
+"""A file of two lines, so that reports need not find an experiment's ancestors: the methods that led to it, and the labelled
+sets that the ancestors learnt from (empty if they had none)."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,21 @@ class Experiment:
 
     @property
     def recipe(self) -> str:
-        """The methods that led here, such as ``pretrain+finetune``."""
+        """The methods that led here, such as ``pretrain+wav2vec_s+finetune``."""
+        return self._lineage()[0]
+
+    @property
+    def source(self) -> str:
+        """The labelled sets that earlier stages learnt from, such as ``9h``; empty if there were none."""
+        return self._lineage()[1]
+
+    def _lineage(self) -> tuple[str, str]:
         try:
-            return (self.folder / RECIPE).read_text(encoding="utf-8").strip()
+            lines = (self.folder / RECIPE).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise AsrkitError(f"cannot be read: {error.strerror}", where=self.folder / RECIPE) from None
+        first, second = (*lines, "", "")[:2]
+        return first.strip(), second.strip()
 
     def weights(self, which: str = "best") -> tuple[dict[str, torch.Tensor], int]:
         """Return the weights that `best` (or, where nothing was validated, `last`) names, and their update.
@@ -221,8 +232,12 @@ def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment 
         config.encoder = inherit_shape(config.encoder, initial.config.encoder)
     if ranks.is_first:
         configuration.save(config, exp_dir / "config.yaml")
-        before = f"{initial.recipe}+" if initial is not None else ""
-        write_text(exp_dir / RECIPE, f"{before}{config.method}\n")
+        methods, sources = ([initial.recipe], [initial.source]) if initial is not None else ([], [])
+        if initial is not None and _needs_units(initial.config):
+            sources += initial.config.data.labelled.sets
+        write_text(
+            exp_dir / RECIPE, "+".join([*methods, config.method]) + "\n" + "+".join(filter(None, sources)) + "\n"
+        )
         if _needs_units(config):
             _new_units(config, initial).save(exp_dir / "units")
     return initial

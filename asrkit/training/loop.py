@@ -123,7 +123,7 @@ class Trainer:
             norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
             for name in phase.streams:
                 self.streams[name].consumed()
-            self.method.after_update(clock)
+            self.method.after_update(clock, self.engine)
             self.update += 1
             self.phase_update += 1
             self._account(began, waited, micro_batches)
@@ -161,6 +161,7 @@ class Trainer:
 
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
+        figures |= self.method.derived(figures)
         audio = sum(self.engine.ranks.gather(self.window["audio"]))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}

@@ -1,32 +1,40 @@
 #!/usr/bin/env bash
-# Self-supervised pre-training on all speech, then CTC fine-tuning on the little that is labelled, for LibriSpeech and for
-# anything in its layout; `--corpus mini` is a synthetic corpus of that layout.
+# From much untranscribed and a little transcribed speech to a recogniser and its error rates, for LibriSpeech and for anything in
+# its layout; `--corpus mini` is a synthetic corpus of that layout.
 #
 #   run.sh --corpus mini                                                     all stages, minutes on two CPU cores
 #   run.sh --corpus librispeech --corpus-dir DIR --size base --subset 10h    DIR holds LibriSpeech/
 #   run.sh --corpus librispeech --init exp/other/pretrain --subset 1h        starts from a model there is already
+#   run.sh --corpus mini --method wav2vec_s --source 9h --subset 10min       wav2vec-S between pre-training and fine-tuning
 #   run.sh --corpus mini --stage 5                                           decoding and scoring again
 #   run.sh --corpus mini -- pretrain.updates=800 data.batch_seconds=50       other settings
 #
 #   --stage N, --stop-stage M   first and last stage to run (0 and 6):
 #                               0 download or check the corpus      1 prepare manifests (and synthesise, for mini)
-#                               2 pre-train (skipped with --init)   3 semi-supervised stage (none for finetune)
+#                               2 pre-train (skipped with --init)   3 the method's own stage (none for finetune)
 #                               4 fine-tune on --subset             5 decode dev and test sets    6 score and report
 #   --corpus NAME               mini or librispeech (mini)
 #   --corpus-dir DIR            holds LibriSpeech/ and perhaps librispeech_finetuning/ (corpora/CORPUS)
 #   --download                  fetch into --corpus-dir what is missing there; without --corpus-dir this is the default
-#   --method NAME               what follows pre-training; needs conf/CONFIG/NAME_SIZE.yaml (finetune)
-#   --config NAME               a folder of conf/: mini or librispeech (CORPUS)
+#   --method NAME               finetune: pre-train, fine-tune (the default)
+#                               wav2vec_s: pre-train, wav2vec-S with labels of --source, fine-tune
+#                               supervised: pre-train, CTC on the labels of --source alone, fine-tune (wav2vec-S's control)
+#                               bl_just, weighted_sum: both losses in one run from random weights, labels of --subset
+#   --config NAME               a folder of conf/: mini, study or librispeech (CORPUS)
 #   --size NAME                 mini, small, base or large, as far as conf/CONFIG has it (mini; librispeech: base)
-#   --source NAME               labels of stage 3, for methods that have one: a subset
-#   --subset NAME               labelled speech: 10min, 1h, 9h, 10h, 100h or 960h (10h)
-#   --init EXP                  an experiment to start from in place of stage 2; `scratch` fine-tunes from random weights
+#   --source NAME               labels of stage 3, for methods that have some of their own: a subset (100h; mini: 9h)
+#   --subset NAME               labelled speech of the last stage: 10min, 1h, 9h, 10h, 100h or 960h (10h)
+#   --init EXP                  an experiment to start from in place of stage 2; `scratch` starts from random weights
+#   --lm NAME                   a language model for stage 5, which then decodes with and without, its weights searched on
+#                               dev-clean: train (a 4-gram of the transcripts of --subset), official or official-small
+#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none)
 #   --seed N                    (1)
 #   --data-dir DIR              prepared data (data/CORPUS)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
 #   --nproc N                   processes, one per GPU (1)
 #   -- KEY=VALUE …              changes to the configuration: a method's own section (pretrain.updates=800) goes to the
-#                               stage of that method, everything else to every training stage
+#                               stage of that method (finetune's to stage 4, supervised's to stage 3), everything else to
+#                               every training stage
 #
 # Run it again with the same arguments to go on after an interruption. Stage 1 is not repeated once it is done, unless a run
 # begins with it (--stage 1).
@@ -62,13 +70,13 @@ one_of() {
     case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
 }
 
-stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init=""
+stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init="" lm=none
 seed=1 data_dir="" exp_dir="" nproc=1 overrides=()
 while [ $# -gt 0 ]; do
     flag=$1
     shift
     case $flag in
-    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | \
+    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | --lm | \
         --seed | --data-dir | --exp-dir | --nproc)
         [ $# -gt 0 ] && [ -n "$1" ] && [ "${1#--}" = "$1" ] || die "$flag needs a value (see run.sh --help)"
         name=${flag#--}
@@ -91,7 +99,7 @@ done
 one_of --corpus "$corpus" mini librispeech
 config=${config:-$corpus}
 one_of --config "$config" $(cd "$root/conf" && printf '%s\n' */ | tr -d /)
-case $config in mini) size=${size:-mini} ;; *) size=${size:-base} ;; esac
+case $config in mini | study) size=${size:-mini} ;; *) size=${size:-base} ;; esac
 sizes=()
 for name in mini small base large; do
     if compgen -G "$root/conf/$config/*_$name.yaml" >/dev/null; then sizes+=("$name"); fi
@@ -99,39 +107,79 @@ done
 one_of --size "$size" "${sizes[@]}"
 one_of --stage "$stage" 0 1 2 3 4 5 6
 one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
+one_of --lm "$lm" none train official official-small
+case $lm in official*) [ "$corpus" = librispeech ] || die "--lm $lm is made for LibriSpeech; for $corpus there is --lm train" ;; esac
 [ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
 for flag in seed nproc; do
     case ${!flag} in *[!0-9]*) die "--$flag ${!flag}: not a whole number" ;; esac
 done
 [ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
 
-# The prepared sets that each subset stands for; the small ones are Libri-light's label-limited folds.
-limited=no
-case $subset in
-10min | 1h | 9h | 10h) labelled=($subset) limited=yes ;;
-100h) labelled=(train-clean-100) ;;
-960h) labelled=(train-clean-100 train-clean-360 train-other-500) ;;
-*) die "--subset $subset: not one of 10min 1h 9h 10h 100h 960h" ;;
-esac
+# sets_of FLAG SUBSET prints the prepared sets that a subset stands for; the small ones are Libri-light's label-limited folds.
+sets_of() {
+    case $2 in
+    10min | 1h | 9h | 10h) echo "$2" ;;
+    100h) echo train-clean-100 ;;
+    960h) echo train-clean-100 train-clean-360 train-other-500 ;;
+    *) die "$1 $2: not one of 10min 1h 9h 10h 100h 960h" ;;
+    esac
+}
+labelled=$(sets_of --subset "$subset") || exit
+read -ra labelled <<<"$labelled"
 
-# `scratch` has a configuration of its own: without pre-training other updates, rates and masks are best.
+# Which stages a method has: `tune` fine-tunes only; `refine` has a stage of its own before that, with labels of its own;
+# `joint` is one run in stage 3 that ends with its own fine-tuning.
 conf=$root/conf/$config
-tune=$method
-[ "$init" != scratch ] || tune=scratch
+case $method in
+wav2vec_s | supervised) route=refine ;;
+bl_just | weighted_sum) route=joint ;;
+*) route=tune ;;
+esac
 methods=()
 for file in "$conf"/*_"$size".yaml; do
     name=$(basename "$file" "_$size.yaml")
-    case $name in model | pretrain | scratch) ;; *) methods+=("$name") ;; esac
+    case $name in model | pretrain | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
 done
 one_of --method "$method" "${methods[@]}"
-[ -z "$source" ] || die "--source $source: labels for stage 3, which the method $method does not have"
-tune_config=$conf/${tune}_${size}_$subset.yaml
-[ -f "$tune_config" ] || tune_config=$conf/${tune}_$size.yaml
+# config_of NAME SUBSET prints the configuration of a stage: the subset's own where there is one.
+config_of() {
+    local file=$conf/${1}_${size}_$2.yaml
+    [ -f "$file" ] || file=$conf/${1}_$size.yaml
+    [ -f "$file" ] || die "no configuration $file"
+    echo "$file"
+}
+sourced=()
+if [ "$route" = refine ]; then
+    case $corpus in mini) source=${source:-9h} ;; *) source=${source:-100h} ;; esac
+    sourced=$(sets_of --source "$source") || exit
+    read -ra sourced <<<"$sourced"
+elif [ -n "$source" ]; then
+    die "--source $source: the method $method has labels of --subset only"
+fi
+
+# Without pre-training other updates, rates and masks are best: `scratch` has configurations of its own.
+own=$method
+case $route-$init in
+tune-scratch) own=scratch ;;
+refine-scratch) if [ -f "$conf/${method}_scratch_$size.yaml" ]; then own=${method}_scratch; fi ;;
+joint-) init=scratch ;;
+esac
+tune_config="" refine_config=""
+case $route in
+tune) tune_config=$(config_of "$own" "$subset") || exit ;;
+refine)
+    refine_config=$(config_of "$own" "$source") || exit
+    tune_config=$(config_of finetune "$subset") || exit
+    ;;
+joint) refine_config=$(config_of "$own" "$subset") || exit ;;
+esac
 pretrain_config=$conf/pretrain_$size.yaml
-[ -f "$tune_config" ] || die "no configuration $tune_config"
 [ -n "$init" ] || [ -f "$pretrain_config" ] || die "no configuration $pretrain_config"
 
 # A method's own section exists in the configuration of its stage only; what a flag sets is not set twice.
+stages=("$method")
+[ "$route" != refine ] || stages+=(finetune)
+[ -n "$init" ] || stages+=(pretrain)
 for override in "${overrides[@]}"; do
     key=${override%%=*}
     case $override in [a-z]*=*) ;; *) die "'$override' behind -- is not KEY=VALUE" ;; esac
@@ -142,19 +190,21 @@ for override in "${overrides[@]}"; do
     esac
     case " pretrain ${methods[*]} " in
     *" ${key%%.*} "*)
-        [ "${key%%.*}" = "$method" ] || { [ "${key%%.*}" = pretrain ] && [ -z "$init" ]; } ||
-            die "'$override' behind --: this run has no stage of the method ${key%%.*}"
+        case " ${stages[*]} " in
+        *" ${key%%.*} "*) ;;
+        *) die "'$override' behind --: this run has no stage of the method ${key%%.*}" ;;
+        esac
         ;;
     esac
 done
-# overrides_for METHOD prints what is behind -- that concerns a stage of the method, one per line.
+# overrides_for STAGE prints what is behind -- that concerns a stage, one per line; `supervised` is a stage of the method finetune.
 overrides_for() {
     local override other
     for override in "${overrides[@]}"; do
         for other in pretrain "${methods[@]}"; do
             [ "$other" = "$1" ] || [ "${override%%[.=]*}" != "$other" ] || continue 2
         done
-        printf '%s\n' "$override"
+        printf '%s\n' "${override/#supervised./finetune.}"
     done
 }
 
@@ -164,8 +214,19 @@ corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus}")
 data_dir=$(absolute "${data_dir:-$root/data/$corpus}")
 exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}_${config}_${size}_seed$seed}")
 case $init in "" | scratch) ;; *) init=$(absolute "$init") ;; esac
-pretrained=$exp_dir/pretrain
-tuned=$exp_dir/${tune}_$subset
+pretrained=$exp_dir/pretrain refined="" tuned=$exp_dir/${own}_$subset
+if [ "$route" = refine ]; then
+    # With random weights at its beginning a run is another one.
+    case $init in scratch) name=${method}_scratch ;; *) name=$method ;; esac
+    refined=$exp_dir/${name}_$source tuned=$exp_dir/${name}_${source}_finetune_$subset
+fi
+# The file of --lm, and its name for the download.
+lm_file="" lm_part=""
+case $lm in
+train) lm_file=$tuned/lm/train_4gram.arpa ;;
+official) lm_file=$corpus_dir/lm/4-gram.arpa.gz lm_part=4-gram ;;
+official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz lm_part=3-gram-small ;;
+esac
 
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds
@@ -196,7 +257,9 @@ settle() {
 }
 data_settings=("corpus=$corpus" "corpus_dir=$corpus_dir")
 pretrain_settings=("corpus=$corpus" "data_dir=$data_dir" "config=$config" "size=$size" "seed=$seed")
+refine_settings=("${pretrain_settings[@]}" "method=$method" "source=$source" "init=$init")
 tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init=$init")
+[ "$route" != refine ] || tune_settings+=("source=$source")
 
 # begin NUMBER TITLE READS WRITES is true where the stage is wanted.
 begin() {
@@ -220,20 +283,40 @@ require() {
         [ -f "$data_dir/$name/set.json" ] || die "$data_dir holds no prepared set $name (run stage 1; is it in $corpus_dir?)"
     done
 }
-# train METHOD CONFIG EXP KEY=VALUE…
+# train STAGE CONFIG EXP KEY=VALUE…
 train() {
-    local command=(asrkit) own
+    local command=(asrkit) changes
     [ "$nproc" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
-    mapfile -t own < <(overrides_for "$1")
-    "${command[@]}" train "$2" "exp_dir=$3" "seed=$seed" "data.dir=$data_dir" "${@:4}" "${own[@]}"
+    mapfile -t changes < <(overrides_for "$1")
+    "${command[@]}" train "$2" "exp_dir=$3" "seed=$seed" "data.dir=$data_dir" "${@:4}" "${changes[@]}"
+}
+listed() { (IFS=, && echo "[$*]"); }
+# from_start EXP prints the init of a stage that starts where the last one before it ended: EXP if that is not empty, else what
+# --init names, else the pre-trained model.
+from_start() {
+    local start=$1
+    if [ -z "$start" ]; then
+        case $init in
+        scratch) return ;;
+        "") start=$pretrained ;;
+        *)
+            [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (it has no config.yaml)"
+            start=$init
+            ;;
+        esac
+    fi
+    [ "$start" = "$init" ] || [ -e "$start/checkpoints/last" ] ||
+        die "$start holds no trained model (run stage $([ "$start" = "$pretrained" ] && echo "2, or give --init" || echo 3))"
+    echo "init=$start"
 }
 
 # The parts of the corpus that the stages to come read, one per line.
 corpus_parts() {
-    if [ "$limited" = yes ]; then echo librispeech_finetuning; else printf '%s\n' "${labelled[@]}"; fi
-    local config file configs=("$tune_config")
-    [ -n "$init" ] || configs+=("$pretrain_config")
-    for file in "${configs[@]}"; do
+    local name config file
+    for name in "${labelled[@]}" "${sourced[@]}"; do
+        case $name in *h | *min) echo librispeech_finetuning ;; *) echo "$name" ;; esac
+    done
+    for file in $tune_config $refine_config $([ -n "$init" ] || echo "$pretrain_config"); do
         config=$(python "$root/examples/librispeech/sets.py" "$file" "${overrides[@]}") || exit
         tr ' ' '\n' <<<"$config"
     done
@@ -257,10 +340,11 @@ elif begin 0 "corpus" "$corpus_dir${network:+, $network}" "${network:+$corpus_di
     parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
-        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
+        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" $lm_part dev-clean dev-other test-clean test-other | sort -u)
         python -m asrkit.data.download --corpus-dir "$corpus_dir" "${fetched[@]}"
     fi
     check_corpus "${parts[@]}"
+    [ -z "$lm_part" ] || [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)"
     finish 0
 fi
 
@@ -286,38 +370,61 @@ elif begin 2 "pre-training on all speech, without its transcripts" "$data_dir" "
     finish 2
 fi
 
-skip 3 "the method $method has no semi-supervised stage"
-
-if begin 4 "CTC on the labelled subset $subset" "$data_dir${init:+, $init}" "$tuned"; then
+if [ "$route" = tune ]; then
+    skip 3 "the method $method has no stage of its own"
+elif [ "$route" = refine ] && begin 3 "$method with the labels of $source" "$data_dir${init:+, $init}" "$refined"; then
+    agree "$data_dir" "${data_settings[0]}"
+    require "${sourced[@]}"
+    [ -n "$init" ] || agree "$pretrained" "${pretrain_settings[@]}"
+    start=$(from_start "") || exit
+    settle "$refined" "${refine_settings[@]}"
+    train "$method" "$refine_config" "$refined" ${start:+"$start"} "data.labelled.sets=$(listed "${sourced[@]}")"
+    finish 3
+elif [ "$route" = joint ] && begin 3 "$method with the labels of $subset" "$data_dir" "$tuned"; then
     agree "$data_dir" "${data_settings[0]}"
     require "${labelled[@]}"
-    start=()
-    case $init in
-    "")
-        agree "$pretrained" "${pretrain_settings[@]}"
-        [ -e "$pretrained/checkpoints/last" ] || die "$pretrained holds no trained model (run stage 2, or give --init)"
-        start=("init=$pretrained")
-        ;;
-    scratch) ;;
-    *)
-        [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (it has no config.yaml)"
-        start=("init=$init")
-        ;;
-    esac
+    start=$(from_start "") || exit
     settle "$tuned" "${tune_settings[@]}"
-    train "$method" "$tune_config" "$tuned" "${start[@]}" "data.labelled.sets=[$(IFS=, && echo "${labelled[*]}")]"
+    train "$method" "$refine_config" "$tuned" ${start:+"$start"} "data.labelled.sets=$(listed "${labelled[@]}")"
+    finish 3
+fi
+
+if [ "$route" = joint ]; then
+    skip 4 "the last phase of $method is the fine-tuning"
+elif begin 4 "CTC on the labelled subset $subset" "$data_dir, ${refined:-${init:-$pretrained}}" "$tuned"; then
+    agree "$data_dir" "${data_settings[0]}"
+    require "${labelled[@]}"
+    keep=""
+    if [ "$route" = refine ]; then
+        agree "$refined" "${refine_settings[@]}"
+        # The units are the same: the head has learnt already.
+        keep=finetune.keep_head=true
+    elif [ -z "$init" ]; then
+        agree "$pretrained" "${pretrain_settings[@]}"
+    fi
+    start=$(from_start "$refined") || exit
+    settle "$tuned" "${tune_settings[@]}"
+    stage4=finetune
+    [ "$route" = refine ] || stage4=$method
+    train "$stage4" "$tune_config" "$tuned" ${start:+"$start"} ${keep:+"$keep"} "data.labelled.sets=$(listed "${labelled[@]}")"
     finish 4
 fi
 
 if begin 5 "decoding" "$data_dir, $tuned" "$tuned/decode"; then
     agree "$tuned" "${tune_settings[@]}"
-    [ -e "$tuned/checkpoints/last" ] || die "$tuned holds no trained model (run stage 4)"
+    [ -e "$tuned/checkpoints/last" ] || die "$tuned holds no trained model (run stage $([ "$route" = joint ] && echo 3 || echo 4))"
     sets=()
     for folder in "$data_dir"/{dev,test}*; do
         if [ -f "$folder/set.json" ]; then sets+=("$(basename "$folder")"); fi
     done
     [ ${#sets[@]} -gt 0 ] || die "$data_dir holds no prepared set dev* or test* (run stage 1)"
     asrkit decode --model "$tuned" --data "$data_dir" --sets "${sets[@]}"
+    if [ "$lm" != none ]; then
+        require dev-clean
+        [ "$lm" != train ] || asrkit lm train --data "$data_dir" --sets "${labelled[@]}" --order 4 --output "$lm_file"
+        [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (stage 0 with --download fetches it)"
+        asrkit decode --model "$tuned" --data "$data_dir" --lm "$lm_file" --tune-on dev-clean --sets "${sets[@]}"
+    fi
     finish 5
 fi
 
@@ -329,8 +436,9 @@ if begin 6 "word error rates" "$tuned/decode" "$tuned/results.txt, report.html";
         printf '\n%s\n' "${result#"$tuned/decode/"}"
         asrkit score "$result/ref.trans.txt" "$result/hyp.trans.txt" --worst 0
     done
-    python "$root/examples/librispeech/table.py" "$tuned"
-    shown=("$tuned")
+    printf '\n'
+    asrkit results "$tuned/decode" --output "$tuned/results.txt"
+    shown=("$tuned" ${refined:+"$refined"})
     if [ -z "$init" ] && [ -f "$pretrained/config.yaml" ]; then shown+=("$pretrained"); fi
     asrkit report "${shown[@]}" --output "$tuned/report.html"
     finish 6

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asrkit.analysis.results import BEGIN, END, Result, collect, markdown, read_result, rows, write_results
+from asrkit import cli
+from asrkit.analysis.results import (
+    BEGIN,
+    END,
+    HEADINGS,
+    Result,
+    cells,
+    collect,
+    markdown,
+    read_result,
+    rows,
+    write_results,
+)
 from asrkit.errors import AsrkitError
 
 VALUES = {
@@ -29,6 +41,7 @@ VALUES = {
     "seed": 1,
     "hardware": "a machine",
 }
+TEST = ("mini", "test-clean", 10, 100)
 
 
 def put(folder: Path, **changes: Any) -> Path:
@@ -71,13 +84,54 @@ def test_corpora_sets_and_sizes_are_never_mixed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"recipe": "finetune"}, {"method": "x"}, {"source": "100h"}, {"subset": "10h"}, {"decoder": "b"}, {"lm": "l"}],
+    [
+        {"recipe": "finetune"},
+        {"method": "x"},
+        {"source": "100h"},
+        {"subset": "10h"},
+        {"decoder": "b"},
+        {"lm": "l"},
+        {"beam": 5},
+        {"lexicon": "words.txt"},
+        {"rescore": "gpt2"},
+    ],
 )
 def test_whatever_differs_but_the_seed_is_a_row_of_its_own(tmp_path: Path, change: dict[str, str]) -> None:
     put(tmp_path / "a")
     put(tmp_path / "b", **({"seed": 2} | change))
     (systems,) = rows(collect([tmp_path])).values()
     assert len(systems) == 2
+
+
+def test_the_decoders_row_names_language_model_weights_and_where_they_were_tuned(tmp_path: Path) -> None:
+    searched = {"decoder": "beam", "lm": "lm/4gram.arpa", "beam": 50, "word_score": 0.5, "tuned_on": "dev-clean"}
+    speed = {"audio_seconds": 300.0, "seconds": 2.0, "substitutions": 3}
+    put(tmp_path / "1", **searched, **speed, lm_weight=1.5)
+    put(tmp_path / "2", **searched, **(speed | {"seconds": 4.0, "substitutions": 4}), lm_weight=2.0, seed=2)
+    put(tmp_path / "greedy", **speed)
+    shown = {row.first.decoder: dict(zip(HEADINGS, cells(row), strict=True)) for row in rows(collect([tmp_path]))[TEST]}
+    beam, greedy = shown["beam"], shown["greedy"]
+    assert beam["decoder"] == "beam, width 50"
+    assert beam["LM (weights; tuned on)"] == "4gram.arpa (1.5–2, 0.5; dev-clean)"
+    assert (beam["n"], beam["sub"], beam["del"], beam["audio s/s"]) == ("2", "3.5", "–", "100")
+    assert (greedy["decoder"], greedy["LM (weights; tuned on)"]) == ("greedy", "–")
+    assert (greedy["sub"], greedy["audio s/s"]) == ("3", "150")
+
+
+def test_the_terminal_has_a_table_per_corpus_with_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "a", set="dev-clean")
+    put(tmp_path / "b", wer=0.1234)
+    put(tmp_path / "c", corpus="real")
+    kept = tmp_path / "results.txt"
+    assert cli.main(["results", str(tmp_path), "--output", str(kept)]) == 0
+    text = kept.read_text(encoding="utf-8")
+    assert "mini: pretrain+finetune, labels 1h, seed 1" in text
+    assert "real: pretrain+finetune" in text
+    assert "12.34" in text
+    assert "labels" not in text.replace(", labels 1h", ""), "what is alike stands in the title"
+    assert capsys.readouterr().out == text
 
 
 def test_a_copy_counts_once_and_a_contradiction_is_refused(tmp_path: Path) -> None:
@@ -131,7 +185,7 @@ def test_markup_in_names_stays_text(tmp_path: Path) -> None:
     put(tmp_path, subset="a|b<script>", recipe="x_y_z")
     (line,) = (line for line in markdown(collect([tmp_path])).splitlines() if "script" in line)
     assert "a\\|b\\<script>" in line
-    assert line.replace("\\|", "").count("|") == 10
+    assert line.replace("\\|", "").count("|") == len(HEADINGS) + 1
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:

@@ -23,14 +23,19 @@ from asrkit.errors import AsrkitError
 class Site:
     """What the server gives, how badly, and what it was asked for."""
 
-    url: str = ""
+    root: str = ""
     content: bytes = b""
     ranges: bool = True
     break_after: int | None = None
     """Each answer stops after so many bytes, though its header promises all."""
     status: int | None = None
+    name: str = "part.tar.gz"
     asked: list[int] = field(default_factory=list)
     """First byte of each request."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/{self.name}"
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def site() -> Iterator[Site]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/part.tar.gz"
+    state.root = f"http://127.0.0.1:{server.server_port}"
     yield state
     server.shutdown()
     server.server_close()
@@ -234,12 +239,31 @@ def test_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert capsys.readouterr().err == "unknown part 'dev-claen' (did you mean 'dev-clean'?)\n"
 
 
+def test_a_language_model_is_a_file_that_stays_as_it_is(site: Site, tmp_path: Path) -> None:
+    site.name, site.content = "4-gram.arpa.gz", bytes(range(256)) * 30
+    archive = Archive(site.url, hashlib.sha256(site.content).hexdigest(), "lm/4-gram.arpa.gz")
+    (tmp_path / "4-gram.arpa.gz.part").write_bytes(site.content[:70])
+    assert download(archive, tmp_path)
+    assert files_in(tmp_path) == {"lm/4-gram.arpa.gz": site.content}
+    assert not download(archive, tmp_path)
+    assert site.asked == [70]
+
+
+def test_a_file_needs_no_room_for_unpacking(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.name, site.content = "words.txt", b"x" * 1000
+    usage = module.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    assert download(Archive(site.url, hashlib.sha256(site.content).hexdigest(), "lm/words.txt"), tmp_path)
+
+
 def test_checksums_are_torchaudios() -> None:
     """Read from torchaudio's source, since its datasets may go with a later version."""
     import torchaudio
 
     folder = Path(torchaudio.__file__).parent / "datasets"
     published = "".join((folder / f"{name}.py").read_text() for name in ("librispeech", "librilight_limited"))
-    for archive in ARCHIVES.values():
+    speech = [archive for archive in ARCHIVES.values() if archive.packed]
+    assert len(speech) == 8
+    for archive in speech:
         assert archive.sha256 in published
         assert archive.file_name in published or archive.file_name.removesuffix(".tar.gz") in published

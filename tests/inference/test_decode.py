@@ -16,7 +16,7 @@ from asrkit.decoding import flashlight
 from asrkit.decoding.factory import DecoderChoice
 from asrkit.decoding.greedy import GreedyDecoder
 from asrkit.errors import AsrkitError
-from asrkit.inference import recogniser
+from asrkit.inference import recogniser, search
 from asrkit.inference.decode import DecodeOptions, SetDecoder
 from asrkit.text.wer import read_transcripts
 from asrkit.training.config import schema
@@ -59,7 +59,12 @@ def test_a_language_model_helps(data: Path, lm: Path, tmp_path: Path, name: str)
     greedy = decode(tmp_path, data)
     result = decode(tmp_path, data, choice=DecoderChoice(name, lm), nbest=4, lm_weight=1.5, beam=25)
     assert result["wer"] < 0.7 * greedy["wer"]
-    assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (name, "nouns", 1.5, 0.0)
+    assert (result["decoder"], result["lm"], result["lm_weight"], result["word_score"]) == (
+        name,
+        "nouns.arpa",
+        1.5,
+        0.0,
+    )
     folder = tmp_path / "decode" / "test" / f"{name}-nouns"
     hypotheses = read_transcripts(folder / "hyp.trans.txt")
     rows = [json.loads(line) for line in (folder / "nbest.jsonl").read_text().splitlines()]
@@ -167,3 +172,19 @@ def test_unit_scores_are_those_of_the_hypotheses_whatever_the_batch() -> None:
         torch.testing.assert_close(scores[row, :count], alone[row], atol=1e-4, rtol=1e-4)
         (greedy,) = GreedyDecoder(UNITS, 25.0).search(scores[row, :count].numpy())
         assert list(greedy.units) == hypotheses[row]
+
+
+def test_as_many_processes_as_their_language_models_have_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "cores", lambda: 8)
+    monkeypatch.setattr(search, "free_memory", lambda: 100_000.0)
+    for name in ("lm.arpa", "lm.arpa.gz", "lm.bin"):
+        (tmp_path / name).write_bytes(b"x" * 10_000)
+
+    def jobs(decoder: str, name: str | None) -> int:
+        return search.default_jobs(DecoderChoice(decoder, tmp_path / name if name else None))
+
+    assert jobs("flashlight", None) == jobs("flashlight", "lm.bin") == 8, "processes share KenLM's binaries"
+    assert (jobs("flashlight", "lm.arpa"), jobs("flashlight", "lm.arpa.gz")) == (6, 2)
+    assert (jobs("beam", "lm.arpa"), jobs("beam", "lm.arpa.gz")) == (1, 1)

@@ -16,7 +16,8 @@ import asrkit
 from asrkit import cli
 from asrkit.data.audio import resample
 from asrkit.errors import AsrkitError
-from asrkit.inference.recogniser import LONGEST_PIECE, Recogniser, split
+from asrkit.inference.recogniser import Recogniser
+from asrkit.inference.transcribe import longest_heard
 
 RATE = 16_000
 
@@ -80,16 +81,24 @@ def test_short_and_silent_waves(
 
 
 def test_long_waves_are_cut_at_pauses(recogniser: Recogniser) -> None:
-    parts = [np.concatenate([speak(sentence(seed), seed), np.zeros(RATE, np.float32)]) for seed in range(40)]
-    long = np.concatenate(parts)
-    assert len(long) > 3 * LONGEST_PIECE * RATE
-    pieces = split(long, RATE)
-    assert all(len(piece) <= LONGEST_PIECE * RATE for piece in pieces)
-    assert np.array_equal(np.concatenate(pieces), long)
-    ends = np.cumsum([len(piece) for piece in pieces])[:-1]
-    assert all(np.abs(long[end - 800 : end + 800]).max() < 0.1 for end in ends), "in a pause"
-    texts = [recogniser.transcribe(piece, RATE) for piece in pieces]
-    assert recogniser.transcribe(long, RATE) == " ".join(text for text in texts if text)
+    parts = [speak(sentence(seed), seed) for seed in range(40)]
+    assert max(map(len, parts)) < longest_heard(recogniser) * RATE
+    pause = np.zeros(RATE, np.float32)
+    long = np.concatenate([samples for part in parts for samples in (part, pause)])
+    heard = recogniser.transcript(long, RATE)
+    assert len(heard.text) > 5 * len(recogniser.transcribe(parts[0], RATE))
+    ends = np.cumsum([len(part) + len(pause) for part in parts]) / RATE
+    for word in heard.words:
+        across = (word.start < ends - len(pause) / RATE) & (word.end > ends)
+        assert not across.any(), f"{word} goes on behind a pause"
+
+
+def test_how_long_a_model_has_heard(recogniser: Recogniser, exp_dir: Path, speech: Path, tmp_path: Path) -> None:
+    longest = max(len(speak(sentence(seed), seed)) for seed in range(14)) / RATE
+    assert longest_heard(recogniser) == pytest.approx(max(2.0, 1.25 * longest), abs=1e-3)
+    moved = asrkit.load(shutil.copytree(exp_dir, tmp_path / "exp"))
+    moved.experiment.config.data.dir = str(tmp_path / "gone")
+    assert longest_heard(moved) == 30.0
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,7 @@ def test_files(exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     soundfile.write(tmp_path / "stereo.wav", np.stack([samples, samples], 1), RATE)
     soundfile.write(tmp_path / "telephone.wav", resample(samples, RATE, 8000), 8000)
     soundfile.write(tmp_path / "music.ogg", resample(samples, RATE, 48_000), 48_000)
-    soundfile.write(tmp_path / "[silent] file.wav", 0 * samples, RATE)
+    soundfile.write(tmp_path / "[odd] name.wav", samples, RATE)
     soundfile.write(tmp_path / "long.flac", np.tile(samples, 12), RATE)
     names = sorted(path.name for path in tmp_path.iterdir())
     paths = [str(tmp_path / name) for name in names]
@@ -138,17 +147,18 @@ def test_files(exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_broken_files_do_not_stop_the_others(exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "good.wav", wave(), RATE)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     (tmp_path / "text.wav").write_text("no audio")
     (tmp_path / "nothing.flac").write_bytes(b"")
     soundfile.write(tmp_path / "cut.flac", wave(), RATE)
     (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:60])
     (tmp_path / "folder.wav").mkdir()
-    names = ["empty.wav", "text.wav", "nothing.flac", "cut.flac", "folder.wav", "missing.wav", "good.wav"]
+    names = ["empty.wav", "silent.wav", "text.wav", "nothing.flac", "cut.flac", "folder.wav", "missing.wav", "good.wav"]
     paths = [str(tmp_path / name) for name in names]
     assert cli.main(["transcribe", "--model", str(exp_dir), *paths]) == 2
     said = capsys.readouterr()
     errors = said.err.splitlines()
-    assert len(errors) == 6
+    assert len(errors) == 7
     for path, error in zip(paths, errors, strict=False):
         assert error.startswith("asrkit: error: ")
         assert path in error

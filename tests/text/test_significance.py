@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -43,6 +44,17 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         covered += found.low <= rate <= found.high
     # Binomial noise of 400 trials is 1.5 %; percentile intervals of 30 groups are a little narrow.
     assert 0.83 <= covered / trials <= 0.95
+
+
+def test_an_interval_is_that_of_all_possible_draws() -> None:
+    pairs = [(1, 10), (4, 12), (2, 40), (9, 20)]
+    every = [sum(e for e, _ in drawn) / sum(w for _, w in drawn) for drawn in itertools.product(pairs, repeat=4)]
+    groups = [ErrorCounts(words=words, deletions=errors) for errors, words in pairs]
+    found = wer_interval(groups, draws=200_000)
+    assert np.allclose([found.low, found.high], np.quantile(every, [0.025, 0.975]), atol=0.01)
+    assert found.low < sum(groups, ErrorCounts()).wer < found.high
+    alike = wer_interval([ErrorCounts(words=10 * n, deletions=n) for n in (1, 2, 3)])
+    assert (alike.low, alike.high) == (0.1, 0.1)
 
 
 def test_drawing_utterances_instead_of_speakers_would_be_too_sure() -> None:

@@ -15,6 +15,17 @@ import torch
 from helpers import STILL, assert_same, checkpoint, rows, settings, train, write_config
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+COMPARED = {
+    "loss",
+    "grad_norm",
+    "dev/loss",
+    "dev/wer",
+    "mask_share",
+    "epoch",
+    "infeasible",
+    "pseudo_confidence",
+    "pseudo_cer",
+}
 LAYER_DROP = {**STILL, "layer_drop": 0.3}
 
 
@@ -36,6 +47,7 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
     return {
         "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
+        "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
         # An utterance per update: one of two ranks is without audio every time.
         "starved": settings(
             "finetune", speech, encoder=LAYER_DROP, data={"labelled": {"seconds_per_update": 0.2}}, **exact
@@ -66,11 +78,20 @@ def assert_close(one: Path, other: Path) -> None:
         )
     for row, same in zip(rows(one), rows(other), strict=True):
         assert sorted(row) == sorted(same)
-        for key in {"loss", "grad_norm", "dev/loss", "dev/wer", "mask_share", "epoch", "infeasible"} & set(row):
+        for key in {
+            "loss",
+            "grad_norm",
+            "dev/loss",
+            "dev/wer",
+            "mask_share",
+            "epoch",
+            "infeasible",
+            "pseudo_confidence",
+        } & set(row):
             assert row[key] == pytest.approx(same[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s"])
 def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10

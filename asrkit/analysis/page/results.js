@@ -178,5 +178,5 @@ function resultsTable(test) {
 
 function seedsTable(test) {
   return table('Mean over seeds ± sample standard deviation',
-    page.headings.map((name, k) => [name, k >= 6 ? 'n' : null]), test.seeds);
+    page.headings.map(heading => [heading.name, heading.right ? 'n' : null]), test.seeds);
 }

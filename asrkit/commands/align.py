@@ -1,0 +1,122 @@
+"""`asrkit align`: when known words are spoken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asrkit.commands.screen import print_error, print_plain
+from asrkit.errors import AsrkitError
+
+if TYPE_CHECKING:
+    from asrkit.inference.align import Alignment
+    from asrkit.inference.recogniser import Recogniser
+
+FORMATS = ("json", "ctm", "textgrid")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options; the model's are the caller's."""
+    parser.add_argument("--model", required=True, type=Path, metavar="EXP", help="an experiment folder")
+    corpus = parser.add_argument_group("prepared sets")
+    corpus.add_argument("--data", type=Path, metavar="DATA", help="prepared data")
+    corpus.add_argument("--sets", nargs="+", default=[], metavar="SET", help="sets to align with their transcripts")
+    single = parser.add_argument_group("one recording")
+    single.add_argument("--audio", type=Path, metavar="FILE", help="a file that libsndfile reads")
+    single.add_argument("--text", type=Path, metavar="FILE", help="what is said in it")
+    parser.add_argument(
+        "--format", nargs="+", choices=FORMATS, default=["json"], help="(json) words and characters; ctm: words only"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where files go (sets: EXP/align/SET)")
+    parser.add_argument("--plot", type=int, default=0, metavar="N", help="draw the first N alignments")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align; return 2 if anything could not be."""
+    from asrkit.inference.recogniser import load
+
+    alone, sets = options.audio is not None and options.text is not None, options.data is not None and options.sets
+    if bool(alone) == bool(sets) or (options.audio is None) != (options.text is None):
+        raise AsrkitError("what is to be aligned?", mend="--data DATA --sets SET …, or --audio FILE --text FILE")
+    recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
+    if alone:
+        _recording(recogniser, options)
+        return 0
+    failed = sum(_set(recogniser, options, name) for name in options.sets)
+    return 2 if failed else 0
+
+
+def _recording(recogniser: Recogniser, options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from asrkit.data.blocks import read_blocks
+    from asrkit.inference.align import align_recording
+    from asrkit.inference.alignment_plot import draw
+
+    if options.plot and options.output is None:
+        raise AsrkitError("--plot has no place to draw to", mend="add --output DIR")
+    try:
+        text = options.text.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrkitError(f"cannot be read: {error}", where=options.text) from None
+    blocks = list(read_blocks(options.audio, recogniser.sample_rate))
+    found, log_probs = align_recording(recogniser, blocks, text, options.audio.stem)
+    if options.output is None:
+        for form in options.format:
+            print_plain(_render([found], form).rstrip("\n"))
+        return
+    _write(options.output, found.id, [found], options.format)
+    if options.plot:
+        path = options.output / f"{found.id}.png"
+        draw(path, found, np.concatenate(blocks), recogniser.sample_rate, log_probs, recogniser.units)
+        print_plain(str(path))
+
+
+def _set(recogniser: Recogniser, options: argparse.Namespace, name: str) -> int:
+    """Align a set, return how many utterances could not be."""
+    from asrkit.inference.align import align_set
+    from asrkit.inference.alignment_plot import draw
+
+    output = (options.output or options.model / "align") / name
+    alignments: list[Alignment] = []
+    failed = 0
+    for found, wave, log_probs in align_set(recogniser, options.data, name):
+        if isinstance(found, AsrkitError):
+            failed += 1
+            print_error(found)
+            continue
+        alignments.append(found)
+        if len(alignments) <= options.plot:
+            path = output / "plots" / f"{found.id}.png"
+            draw(path, found, wave, recogniser.sample_rate, log_probs, recogniser.units)
+    alignments.sort(key=lambda one: one.id)
+    _write(output, name, alignments, options.format)
+    return failed
+
+
+def _write(output: Path, name: str, alignments: list[Alignment], forms: list[str]) -> None:
+    """Write alignments: JSON lines and CTM in one file, a TextGrid for each."""
+    from asrkit.files import write_text
+
+    for form in forms:
+        if form == "textgrid":
+            for one in alignments:
+                write_text(output / f"{one.id}.TextGrid", _render([one], form))
+            print_plain(f"{output}/*.TextGrid")
+            continue
+        path = output / f"{name}.{'jsonl' if form == 'json' and len(alignments) != 1 else form}"
+        write_text(path, _render(alignments, form))
+        print_plain(str(path))
+
+
+def _render(alignments: list[Alignment], form: str) -> str:
+    from asrkit.inference.subtitles import ctm, textgrid
+
+    if form == "ctm":
+        return "".join(ctm(one.id, one.words) for one in alignments)
+    if form == "textgrid":
+        tiers = ({"words": one.words, "characters": one.characters} for one in alignments)
+        return "".join(textgrid(tier, one.duration) for tier, one in zip(tiers, alignments, strict=True))
+    return "".join(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in alignments)

@@ -1,0 +1,135 @@
+"""What methods with a CTC head share: the supervised pass, figures on a dev set, and what decoding asks for.
+
+Shapes: N batch, T frames, V units (with blank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from asrkit.core.clock import Clock
+from asrkit.core.method import Method
+from asrkit.core.term import Losses, Prepared, Ratio
+from asrkit.data.batch import Batch
+from asrkit.errors import AsrkitError
+from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig
+from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
+from asrkit.nn.encoder import Encoder
+from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
+from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
+from asrkit.text.units import Units
+from asrkit.text.wer import score
+
+
+@dataclass(frozen=True)
+class SupervisedDraws:
+    """What is random in a supervised pass."""
+
+    mask: SpanMask
+    """On the input of the encoder's blocks."""
+    spec_mask: SpecMask | None
+    """On the spectrogram; None where SpecAugment is off."""
+    head: CTCDraws
+    """What the head drew."""
+
+
+class Supervised(Method):
+    """A method that recognises: an encoder and a CTC head."""
+
+    selection = ("wer", "min")
+
+    def __init__(self, name: str, encoder: Encoder, units: Units | None, ctc: CTCHeadConfig) -> None:
+        """Make the head.
+
+        Args:
+            name: the method's, for messages.
+            encoder: the encoder.
+            units: what the head predicts.
+            ctc: the head's settings.
+
+        Raises:
+            AsrkitError: if there are no units.
+        """
+        super().__init__()
+        if units is None:
+            raise AsrkitError(f"{name} needs units")
+        self.units = units
+        self.encoder = encoder
+        self.ctc = CTCHead(ctc, encoder.dim, units)
+
+    def groups(self) -> Mapping[str, list[nn.Parameter]]:
+        """See `Method.groups`."""
+        return parameter_groups(self.encoder, {"ctc": self.ctc})
+
+    def draw_supervised(self, batch: Batch, clock: Clock, mask: MaskConfig, spec: SpecAugmentConfig) -> Prepared:
+        """Draw the masks of a supervised pass and count its labels."""
+        frames = encoder_frames(self.encoder, batch)
+        span = draw_mask(mask, batch.keys, frames, self.encoder.dim, seed=clock.seed, epoch=batch.epoch)
+        head = self.ctc.draw(batch, frames, clock)
+        draws = SupervisedDraws(span, spec_augment(self.encoder, spec, batch, clock), head)
+        return Prepared(draws, self.ctc.counts(batch, head))
+
+    def supervised_losses(
+        self, batch: Batch, draws: SupervisedDraws, clock: Clock, *, head_only: bool, frontend_gradient_scale: float
+    ) -> Losses:
+        """Run a supervised pass; with ``head_only`` nothing but the head gets a gradient."""
+        with torch.no_grad() if head_only else nullcontext():
+            encoded = encode(self.encoder, batch, draws.mask, clock, frontend_gradient_scale, draws.spec_mask)
+        return self.ctc.loss(encoded, batch, draws.head, clock)
+
+    def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
+        """See `Method.validate`: CTC loss, WER and CER without masks."""
+        encoded = encode(self.encoder, batch)
+        draws = self.ctc.draw(batch, encoded.host_lengths, clock)
+        losses = self.ctc.loss(encoded, batch, draws, clock)
+        loss = Ratio(losses.terms["ctc"].sum, self.ctc.counts(batch, draws)["ctc"])
+        return {"loss": loss, "ctc": loss, **self.error_rates(batch, self.ctc.hypotheses(encoded))}
+
+    def error_rates(self, batch: Batch, hypotheses: Sequence[Sequence[int]]) -> dict[str, Ratio]:
+        """Return `wer` and `cer` of unit sequences against the batch's transcripts."""
+        texts = [self.units.decode(sequence) for sequence in hypotheses]
+        references = dict(zip(batch.ids, batch.texts or (), strict=True))
+        errors = score(references, dict(zip(batch.ids, texts, strict=True))).total
+        return {
+            "wer": Ratio(float(errors.word_errors), float(errors.words)),
+            "cer": Ratio(float(errors.character_errors), float(errors.characters)),
+        }
+
+    def hypotheses(self, batch: Batch) -> list[list[int]]:
+        """See `Method.hypotheses`."""
+        return self.ctc.hypotheses(encode(self.encoder, batch))
+
+    def log_probs(self, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """See `Method.log_probs`."""
+        encoded = encode(self.encoder, batch)
+        return self.ctc.log_probs(encoded), tuple(encoded.host_lengths)
+
+
+def check_spec_augment(config: SpecAugmentConfig, key: str, encoder: Encoder) -> None:
+    """Refuse SpecAugment where there is no spectrogram.
+
+    Raises:
+        AsrkitError: naming the key.
+    """
+    if config.active and encoder.config.frontend != "logmel":
+        raise AsrkitError(
+            f"{key} blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
+            mend="leave it out: the masks on the encoder's input suit any frontend",
+        )
+
+
+def check_frozen_scratch(frozen: bool, key: str, groups: Mapping[str, list[nn.Parameter]]) -> None:
+    """Refuse a feature extractor that would stay random.
+
+    Raises:
+        AsrkitError: naming the key.
+    """
+    if frozen and "frontend" in groups:
+        raise AsrkitError(
+            f"{key} is on without `init`: the feature extractor would stay random", mend=f"init=EXP, or {key}=false"
+        )

@@ -1,0 +1,381 @@
+"""`wav2vec_s`: semi-supervised pre-training between self-supervision and fine-tuning (Zhu et al. 2022, arXiv 2110.04484).
+
+CTC on labelled speech plus CTC on pseudo-labels of unlabelled speech, which the model (or a moving average of it) makes as
+training goes on. The paper's training code is not public: where it leaves a detail open, defaults follow the same author's
+next paper (CASTLE, arXiv 2206.09783) or are our own, and each says which.
+
+Shapes: N batch, T frames, V units (with blank).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from asrkit.core.clock import Clock
+from asrkit.core.phase import Phase
+from asrkit.core.schedule import Schedule, ScheduleConfig
+from asrkit.core.step import Accumulate, Engine
+from asrkit.core.term import Losses, Prepared, Ratio, Term
+from asrkit.data.batch import Batch
+from asrkit.data.config import DataConfig
+from asrkit.errors import AsrkitError, nearest
+from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.methods.common import encode, encoder_frames, layer_drops
+from asrkit.methods.pseudo_labels import (
+    LabelCache,
+    PseudoLabel,
+    label_figures,
+    labelled_with,
+    read_off,
+    speech_figures,
+)
+from asrkit.methods.supervised import Supervised, SupervisedDraws, check_frozen_scratch, check_spec_augment
+from asrkit.methods.teacher import MovingAverage, evaluating
+from asrkit.nn.encoder import Encoder, Extracted
+from asrkit.nn.masking import MaskConfig
+from asrkit.nn.spec_augment import SpecAugmentConfig
+from asrkit.text.units import Units
+
+HEAD_ONLY, WARMUP, SEMI = "head", "warmup", "semi"
+TEACHERS = ("self", "ema")
+log = logging.getLogger("asrkit.methods")
+
+
+def _schedule() -> ScheduleConfig:
+    return ScheduleConfig(learning_rate=3e-5, name="tri_stage", warmup=0.1, hold=0.4, final_scale=0.05)
+
+
+@dataclass
+class PseudoLabelConfig:
+    """How unlabelled speech is labelled, and how much those labels weigh."""
+
+    teacher: str = "self"
+    """`self`: the model of the moment; `ema`: its moving average. Both without masks and dropout. (self: CASTLE)"""
+    ema_decay: float = 0.999
+    """Share of the old average in the new one, per update. (ours)"""
+    confidence: float = 0.8
+    """Labels less sure than this are not learnt from: exp of the mean log-probability of non-blank frames. (CASTLE)"""
+    weight: float = 1.0
+    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1)"""
+    ramp_updates: int = 0
+    """Updates over which the weight rises from 0. (ours)"""
+    count: str = "all"
+    """What ctc.normalise counts for the loss on pseudo-labels: `all` labels of an update, or those `kept`. (ours)"""
+    cache: int = 0
+    """Utterances whose labels are remembered and used again, as in slimIPL; 0 labels everything anew. (ours)"""
+    cache_renewal: float = 0.1
+    """Probability with which a remembered utterance is labelled anew. (slimIPL)"""
+
+    def __post_init__(self) -> None:
+        if self.teacher not in TEACHERS:
+            raise AsrkitError(f"pseudo.teacher is '{self.teacher}'", mend=nearest(self.teacher, TEACHERS))
+        if self.count not in ("all", "kept"):
+            raise AsrkitError(f"pseudo.count is '{self.count}'", mend=nearest(self.count, ("all", "kept")))
+        for key in ("ema_decay", "confidence", "cache_renewal"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 to 1")
+        for key in ("weight", "ramp_updates", "cache"):
+            if getattr(self, key) < 0:
+                raise AsrkitError(f"pseudo.{key} is {getattr(self, key)}", mend="0 or more")
+
+
+@dataclass
+class Wav2VecSConfig:
+    """wav2vec-S; updates, rates and masks are CASTLE's, which is the nearest public evidence.
+
+    The ratio of labelled to unlabelled speech is that of data.labelled.seconds_per_update to
+    data.unlabelled.seconds_per_update.
+    """
+
+    updates: int = 20_000
+    """Length of the run, warm-up included."""
+    warmup_updates: int = 2_000
+    """Updates at the beginning on labelled speech alone: a fresh head's labels are worth nothing. (ours)"""
+    freeze_updates: int = 1_000
+    """Of those, the first in which only the CTC head learns. (ours)"""
+    freeze_frontend: bool = True
+    """Leave the feature extractor as it is; teacher and student then share its output. Switch it off from scratch. (CASTLE)"""
+    keep_head: bool = False
+    """Take the CTC head and the units of `init` too, where that was fine-tuned."""
+    schedule: ScheduleConfig = field(default_factory=_schedule)
+    """Learning rate over the run."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """Masks on labelled speech, on the input of the encoder's blocks. (CASTLE)"""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """SpecAugment on labelled speech, for a log-mel frontend."""
+    student_mask: MaskConfig = field(default_factory=lambda: MaskConfig(channel_probability=0.5))
+    """Masks on unlabelled speech: the student learns to hear with them what the teacher heard without. (CASTLE)"""
+    student_spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """SpecAugment on unlabelled speech, for a log-mel frontend; the student then needs a frontend pass of its own."""
+    pseudo: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    """Teacher, filter, weight, cache."""
+    ctc: CTCHeadConfig = field(default_factory=CTCHeadConfig)
+    """The CTC head."""
+    collapse_patience: int = 20
+    """Rows of the log in a row with labels that have collapsed before the run is stopped; 0 only warns."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise AsrkitError(f"wav2vec_s.updates is {self.updates}", mend="1 or more")
+        if not 0 <= self.freeze_updates <= self.warmup_updates <= self.updates:
+            raise AsrkitError(
+                f"wav2vec_s: freeze_updates {self.freeze_updates}, warmup_updates {self.warmup_updates}, updates {self.updates}",
+                mend="each is at most the next",
+            )
+        if self.collapse_patience < 0:
+            raise AsrkitError(f"wav2vec_s.collapse_patience is {self.collapse_patience}", mend="0 or more")
+
+
+def check_streams(config: Wav2VecSConfig, data: DataConfig) -> None:
+    """Refuse a cache of labels for audio that is cropped elsewhere in every epoch.
+
+    Raises:
+        AsrkitError: naming the keys.
+    """
+    if config.pseudo.cache and data.unlabelled.crop_seconds:
+        raise AsrkitError(
+            "wav2vec_s.pseudo.cache remembers labels of whole utterances, but data.unlabelled.crop_seconds cuts them",
+            mend="set one of the two to 0; data.unlabelled.max_seconds leaves long utterances out",
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A micro-batch as the student gets it."""
+
+    batch: Batch | None
+    """The utterances with targets: transcripts, or the labels that are kept; None if no label is."""
+    masks: SupervisedDraws | None
+    """What is hidden from the student; None where there is no batch."""
+    extracted: Extracted | None
+    """The frontend's output where the teacher has it already."""
+    weight: float
+    """Of the loss."""
+    figures: Mapping[str, Ratio]
+    """What the log says of the labels."""
+
+
+class Wav2VecS(Supervised):
+    """Two streams; phases: the head alone, supervised warm-up, then both streams."""
+
+    def __init__(self, config: Wav2VecSConfig, encoder: Encoder, units: Units | None) -> None:
+        super().__init__("wav2vec_s", encoder, units, config.ctc)
+        check_spec_augment(config.spec_augment, "wav2vec_s.spec_augment", encoder)
+        check_spec_augment(config.student_spec_augment, "wav2vec_s.student_spec_augment", encoder)
+        self.config = config
+        self.average: MovingAverage | None = None
+        self.cache = LabelCache(config.pseudo.cache, config.pseudo.cache_renewal)
+        self.collapsed_rows = 0
+
+    def phases(self) -> Sequence[Phase]:
+        """See `Method.phases`: one schedule runs through all."""
+        config = self.config
+        moving = [name for name in self.groups() if name != "frontend" or not config.freeze_frontend]
+        head, warm = config.freeze_updates, config.warmup_updates
+        schedules = [Schedule(config.schedule, config.updates, offset=offset) for offset in (0, head, warm)]
+        step = Accumulate()
+        both = ("labelled", "unlabelled")
+        return [
+            Phase(HEAD_ONLY, head, ("labelled",), {"ctc": schedules[0]}, step),
+            Phase(WARMUP, warm - head, ("labelled",), dict.fromkeys(moving, schedules[1]), step),
+            Phase(SEMI, config.updates - warm, both, dict.fromkeys(moving, schedules[2]), step),
+        ]
+
+    def check_scratch(self) -> None:
+        """See `Method.check_scratch`."""
+        check_frozen_scratch(self.config.freeze_frontend, "wav2vec_s.freeze_frontend", self.groups())
+
+    def terms(self, stream: str) -> Sequence[str]:
+        """See `Method.terms`."""
+        return ("ctc",) if stream == "labelled" else ("pseudo_ctc",)
+
+    def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
+        """See `Method.prepare`: masks, and for unlabelled speech its labels."""
+        if stream == "unlabelled":
+            return self._prepare_student(batch, clock)
+        ready = self.draw_supervised(batch, clock, self.config.mask, self.config.spec_augment)
+        figures = {}
+        if clock.phase == SEMI and batch.targets is not None and batch.host_target_lengths is not None:
+            rows = zip(batch.targets.tolist(), batch.host_target_lengths, strict=True)
+            figures = speech_figures("labelled", [row[:length] for row, length in rows], batch.seconds)
+        return Prepared(Draws(batch, ready.draws, None, 1.0, figures), ready.counts)
+
+    def losses(self, stream: str, batch: Batch, draws: Draws, clock: Clock) -> Losses:
+        """See `Method.losses`."""
+        (term,) = self.terms(stream)
+        if draws.batch is None or draws.masks is None:
+            return Losses({term: Term(torch.zeros((), device=self.device))}, draws.figures)
+        with torch.no_grad() if clock.phase == HEAD_ONLY else nullcontext():
+            if draws.extracted is not None:
+                drops = layer_drops(self.encoder, clock) if self.encoder.training else None
+                encoded = self.encoder.contextualise(draws.extracted, draws.masks.mask, drops=drops)
+            else:
+                scale = 0.0 if self.config.freeze_frontend else 1.0
+                encoded = encode(self.encoder, draws.batch, draws.masks.mask, clock, scale, draws.masks.spec_mask)
+        losses = self.ctc.loss(encoded, draws.batch, draws.masks.head, clock)
+        metrics = losses.metrics if stream == "labelled" else {}
+        return Losses({term: Term(losses.terms["ctc"].sum, draws.weight)}, {**metrics, **draws.figures})
+
+    @property
+    def shares_frontend(self) -> bool:
+        """Whether one frontend pass serves teacher and student."""
+        return self.config.freeze_frontend and not self.config.student_spec_augment.active
+
+    def _prepare_student(self, batch: Batch, clock: Clock) -> Prepared:
+        pseudo = self.config.pseudo
+        labels, extracted = self._label(batch, clock)
+        rows = [row for row, label in enumerate(labels) if label.passes(pseudo.confidence)]
+        ramp = min(1.0, (clock.phase_update + 1) / pseudo.ramp_updates) if pseudo.ramp_updates else 1.0
+        weight = pseudo.weight * ramp
+        figures = {
+            "pseudo_weight": Ratio(weight * len(labels), float(len(labels))),
+            **self._figures(batch, labels, rows),
+        }
+        if not rows:
+            return Prepared(Draws(None, None, None, weight, figures), self._counts(batch, labels, None, clock))
+        kept = labelled_with(batch.rows(rows), [labels[row] for row in rows])
+        ready = self.draw_supervised(kept, clock, self.config.student_mask, self.config.student_spec_augment)
+        shared = extracted.rows(rows) if extracted is not None else None
+        return Prepared(Draws(kept, ready.draws, shared, weight, figures), self._counts(batch, labels, ready, clock))
+
+    def _counts(
+        self, batch: Batch, labels: Sequence[PseudoLabel], kept: Prepared | None, clock: Clock
+    ) -> dict[str, torch.Tensor]:
+        """Return what the loss is divided by: labelled speech has no part in it, nor this speech in labelled speech's."""
+        if self.config.pseudo.count == "all":
+            whole = labelled_with(batch, labels)
+            count = self.ctc.counts(whole, self.ctc.draw(whole, encoder_frames(self.encoder, whole), clock))["ctc"]
+        else:
+            count = kept.counts["ctc"] if kept is not None else torch.zeros((), device=batch.waves.device)
+        return {"pseudo_ctc": count}
+
+    def _label(self, batch: Batch, clock: Clock) -> tuple[list[PseudoLabel], Extracted | None]:
+        """Return each utterance's label, from the cache or from the teacher, and the frontend's output if it is shared."""
+        if self.config.pseudo.teacher == "ema" and self.average is None:
+            modules = {"encoder": self.encoder, "ctc": self.ctc}
+            self.average = MovingAverage(modules, self.config.pseudo.ema_decay)
+        shared = self._extract(self.encoder, batch) if self.shares_frontend else None
+        known = self.cache.find(batch, clock.seed)
+        rows = [row for row in range(len(batch.ids)) if row not in known]
+        labels = dict(known)
+        if rows:
+            if shared is not None:
+                extracted = shared.rows(rows) if known else shared
+            else:
+                extracted = self._extract(self._teacher[0], batch.rows(rows) if known else batch)
+            heard = self._teach(extracted)
+            self.cache.note([batch.ids[row] for row in rows], heard)
+            labels.update(zip(rows, heard, strict=True))
+        return [labels[row] for row in range(len(batch.ids))], shared
+
+    @property
+    def _teacher(self) -> tuple[Encoder, CTCHead]:
+        if self.average is None:
+            return self.encoder, self.ctc
+        encoder, head = self.average.copies["encoder"], self.average.copies["ctc"]
+        assert isinstance(encoder, Encoder)
+        assert isinstance(head, CTCHead)
+        return encoder, head
+
+    def _extract(self, encoder: Encoder, batch: Batch) -> Extracted:
+        with torch.no_grad(), evaluating(encoder.frontend):
+            return encoder.extract(batch.waves, batch.wave_lengths, batch.host_lengths)
+
+    def _teach(self, extracted: Extracted) -> list[PseudoLabel]:
+        """Return what the teacher hears, unmasked and in evaluation mode."""
+        encoder, head = self._teacher
+        with torch.no_grad(), evaluating(encoder, head):
+            encoded = encoder.contextualise(extracted)
+            return read_off(head.log_probs(encoded), encoded.lengths, head.blank)
+
+    def _figures(self, batch: Batch, labels: Sequence[PseudoLabel], rows: Sequence[int]) -> dict[str, Ratio]:
+        seconds = sum(batch.host_lengths[row] for row in rows) / 16_000
+        figures = label_figures(labels, self.config.pseudo.confidence)
+        figures |= speech_figures("pseudo", [labels[row].units for row in rows], seconds)
+        if batch.texts is not None:
+            figures["pseudo_cer"] = self.error_rates(batch, [label.units for label in labels])["cer"]
+            if rows:
+                kept = self.error_rates(batch.rows(rows), [labels[row].units for row in rows])
+                figures["pseudo_cer_kept"] = kept["cer"]
+        return figures
+
+    def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
+        """See `Method.validate`: CTC loss, WER and CER, and what the teacher's labels are like on held-out speech."""
+        figures = super().validate(batch, clock)
+        if clock.phase != SEMI:
+            return figures
+        labels = self._teach(self._extract(self._teacher[0], batch))
+        rows = [row for row, label in enumerate(labels) if label.passes(self.config.pseudo.confidence)]
+        return {**figures, **self._figures(batch, labels, rows)}
+
+    def after_update(self, clock: Clock, engine: Engine) -> None:
+        """See `Method.after_update`: the moving average follows, the cache takes in what was labelled."""
+        if self.average is not None:
+            self.average.follow({"encoder": self.encoder, "ctc": self.ctc})
+        if self.cache.size and clock.phase == SEMI:
+            self.cache.take(engine.gather(self.cache.fresh))
+
+    def derived(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """See `Method.derived`: how long the labels are beside real transcripts."""
+        real = figures.get("labelled_units_per_second", 0.0)
+        if not real or "pseudo_units_per_second" not in figures:
+            return {}
+        return {"pseudo_length_ratio": figures["pseudo_units_per_second"] / real}
+
+    def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
+        """See `Method.health`: warn at once, and stop in the end, when labels collapse to blanks or to loops."""
+        reason = collapse(metrics)
+        self.collapsed_rows = self.collapsed_rows + 1 if reason else 0
+        if reason is None:
+            return None
+        advice = (
+            "lengthen wav2vec_s.warmup_updates, raise wav2vec_s.pseudo.confidence, lower wav2vec_s.pseudo.weight, or use "
+            "wav2vec_s.pseudo.teacher=ema"
+        )
+        if self.collapsed_rows == self.config.collapse_patience:
+            return f"{reason}, for {self.collapsed_rows} rows of the log; {advice}"
+        if self.collapsed_rows == 1:
+            log.warning("step %d: %s; if this lasts, %s", clock.update, reason, advice)
+        return None
+
+    def extra_state(self) -> dict[str, Any]:
+        """See `Method.extra_state`: the moving average and the cache."""
+        return {
+            "average": self.average.state_dict() if self.average is not None else None,
+            "cache": self.cache.state_dict(),
+            "collapsed_rows": self.collapsed_rows,
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """See `Method.load_extra_state`."""
+        if state["average"] is not None:
+            self.average = MovingAverage({"encoder": self.encoder, "ctc": self.ctc}, self.config.pseudo.ema_decay)
+            self.average.load_state_dict(state["average"])
+        self.cache.load_state_dict(state["cache"])
+        self.collapsed_rows = state["collapsed_rows"]
+
+
+MOST_EMPTY = 0.5
+"""Share of empty labels from which one speaks of a collapse to blanks."""
+LEAST_LENGTH = 0.33
+"""Units per second of the labels learnt from, beside those of real transcripts, below which one does too."""
+MOST_LOOPING = 0.25
+"""Share of looping labels above that of real transcripts from which one speaks of a collapse to loops."""
+
+
+def collapse(metrics: Mapping[str, float]) -> str | None:
+    """Return what has become of the pseudo-labels if they are fit for nothing, else None. (Thresholds: ours.)"""
+    if metrics.get("pseudo_empty", 0.0) > MOST_EMPTY:
+        return f"{metrics['pseudo_empty']:.0%} of the pseudo-labels are empty: they are collapsing to blanks"
+    if metrics.get("pseudo_length_ratio", 1.0) < LEAST_LENGTH:
+        ratio = metrics["pseudo_length_ratio"]
+        return f"pseudo-labels have {ratio:.2f} times the units per second of real transcripts: they are collapsing to blanks"
+    if metrics.get("pseudo_looping", 0.0) - metrics.get("labelled_looping", 0.0) > MOST_LOOPING:
+        return f"{metrics['pseudo_looping']:.0%} of the pseudo-labels repeat themselves: they are collapsing to loops"
+    return None

@@ -1,0 +1,103 @@
+"""A study: which recipes are compared, on what, over which seeds, and which settings each may choose from on dev."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asrkit import config
+from asrkit.errors import AsrkitError
+
+
+@dataclass
+class Search:
+    """What every recipe may choose from."""
+
+    set: str = ""
+    """The dev set whose WER decides."""
+    grid: list[list[str]] = field(default_factory=list)
+    """Lists of alternatives, each one or more KEY=VALUE; STAGE stands for the recipe's own stage."""
+
+
+@dataclass
+class Recipe:
+    """One row of the tables."""
+
+    stage: str = ""
+    """The stage that the grid applies to: what STAGE stands for."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of its runs."""
+    arguments: list[str] = field(default_factory=list)
+    """Of run.sh."""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE for run.sh, in addition to those that the search chooses."""
+    settings_of: str = ""
+    """Another recipe whose choice this one takes over instead of searching: for ablations."""
+
+
+@dataclass
+class Study:
+    """A comparison."""
+
+    title: str = ""
+    """Heading of its tables."""
+    arguments: list[str] = field(default_factory=list)
+    """Of run.sh, for all runs."""
+    pretraining: list[str] = field(default_factory=list)
+    """KEY=VALUE for the pre-training that the recipes share."""
+    subsets: list[str] = field(default_factory=list)
+    """Labels of the last stage; the search uses the first."""
+    sets: list[str] = field(default_factory=list)
+    """Sets that the tables show."""
+    search: Search = field(default_factory=Search)
+    """What every recipe may choose from."""
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    """By name; the first is what the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of run.sh per subset, in a folder of its own."""
+
+    recipe: str
+    point: int
+    seed: int
+    arguments: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Name of its experiment folder."""
+        return f"{slug(self.recipe)}/point{self.point}_seed{self.seed}"
+
+
+def load(name: str, home: Path) -> tuple[str, Study]:
+    """Read a study by name or path; return its name and itself.
+
+    Raises:
+        AsrkitError: if it cannot be read or says something impossible.
+    """
+    path = Path(name) if name.endswith(".yaml") else home / "studies" / f"{name}.yaml"
+    study = config.load(Study, path)
+    recipes = study.recipes
+    if not recipes or not study.subsets or not study.sets:
+        raise AsrkitError("a study needs recipes, subsets and sets", where=path)
+    for key, recipe in recipes.items():
+        if not recipe.seeds or not (recipe.stage or recipe.settings_of):
+            raise AsrkitError(f"the recipe '{key}' needs seeds, and a stage or settings_of", where=path)
+        if recipe.settings_of and (recipe.settings_of not in recipes or recipes[recipe.settings_of].settings_of):
+            raise AsrkitError(f"the recipe '{key}' takes its settings of '{recipe.settings_of}'", where=path)
+    return path.stem, study
+
+
+def points(study: Study, stage: str) -> list[tuple[str, ...]]:
+    """Return the combinations of the grid's alternatives, as overrides of a stage; one empty one without a grid."""
+    combinations = itertools.product(*study.search.grid)
+    return [tuple(word.replace("STAGE", stage) for part in choice for word in part.split()) for choice in combinations]
+
+
+def slug(name: str) -> str:
+    """Return a name as a folder's."""
+    kept = "".join(character if character.isalnum() else "_" for character in name)
+    return "_".join(filter(None, kept.split("_"))).lower()

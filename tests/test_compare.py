@@ -1,0 +1,236 @@
+"""compare.sh: it searches on dev alone, runs every seed once, and writes its tables from what it kept.
+
+The real run.sh runs, with a stand-in for the command asrkit whose models make errors that depend on their settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+STUB = r"""
+import json, os, sys
+from pathlib import Path
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\n")
+command, settings = sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:] if "=" in word)
+if command == "prepare":
+    data = Path(sys.argv[sys.argv.index("--output-dir") + 1])
+    for name in ("1h", "9h", "10min", "dev-clean", "test-clean"):
+        (data / name).mkdir(parents=True, exist_ok=True)
+        (data / name / "set.json").write_text("{}")
+if command == "train":
+    exp = Path(settings["exp_dir"])
+    (exp / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (exp / "checkpoints" / "last").write_text("step_1.pt")
+    (exp / "config.yaml").write_text("method: x")
+    (exp / "metrics.jsonl").write_text('{"seconds": 30.0}\n{"seconds": 60.0}\n')
+    (exp / "settings.json").write_text(json.dumps(settings))
+    if os.environ.get("FAIL", "no such folder") in str(exp):
+        sys.exit(1)
+if command == "decode":
+    exp = Path(sys.argv[sys.argv.index("--model") + 1])
+    settings = json.loads((exp / "settings.json").read_text())
+    rate = float(settings.get("finetune.schedule.learning_rate", 0.003))
+    for name in ("dev-clean", "test-clean"):
+        folder = exp / "decode" / name / "greedy"
+        folder.mkdir(parents=True, exist_ok=True)
+        # On dev the higher rate is better, on test the lower; a stage of its own helps.
+        wrong = (4 if (rate > 0.0015) == (name == "test-clean") else 2) - ("init=" in " ".join(sys.argv))
+        wrong -= "wav2vec_s" in str(exp)
+        wrong += int(settings["seed"]) - 1
+        ref = {f"{speaker}-{n}": "A B C D" for speaker in (11, 12, 13) for n in range(4)}
+        hyp = {key: "A B C X" if n < 3 * wrong and n % 2 else "A B C D" for n, key in enumerate(ref)}
+        for kind, texts in (("ref", ref), ("hyp", hyp)):
+            (folder / f"{kind}.trans.txt").write_text("".join(f"{k} {v}\n" for k, v in texts.items()))
+        errors = sum(text.endswith("X") for text in hyp.values())
+        result = {"set": name, "corpus": "mini", "wer": errors / 48, "cer": errors / 96, "words": 48, "utterances": 12}
+        result |= {"substitutions": errors, "deletions": 0, "insertions": 0, "decoder": "greedy", "lm": None}
+        result |= {"recipe": "pretrain+finetune", "method": "finetune", "source": None, "subset": "1h", "updates": 3}
+        result |= {"model": str(exp), "seed": int(settings["seed"]), "seconds": 1.0, "audio_seconds": 9.0}
+        result |= {"hardware": "abacus", "commit": "c0ffee"}
+        (folder / "results.json").write_text(json.dumps(result))
+"""
+
+STUDY = {
+    "title": "A study",
+    "arguments": ["--corpus", "mini", "--config", "mini", "--size", "mini"],
+    "pretraining": ["pretrain.updates=9"],
+    "subsets": ["10min", "1h"],
+    "sets": ["dev-clean", "test-clean"],
+    "search": {
+        "set": "dev-clean",
+        "grid": [["STAGE.schedule.learning_rate=1e-3", "STAGE.schedule.learning_rate=2e-3"], ["STAGE.a=1 STAGE.b=2"]],
+    },
+    "recipes": {
+        "plain": {"stage": "finetune", "seeds": [1, 2], "arguments": ["--method", "finetune"]},
+        "wav2vec-S": {"stage": "wav2vec_s", "seeds": [1, 2], "arguments": ["--method", "wav2vec_s", "--source", "9h"]},
+        "ablated": {
+            "settings_of": "plain",
+            "seeds": [1],
+            "arguments": ["--method", "finetune", "--init", "scratch"],
+            "overrides": ["finetune.c=3"],
+        },
+    },
+}
+
+
+class Project:
+    """A copy of the examples with a stand-in for asrkit, and a study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "examples" / "librispeech", folder / "examples" / "librispeech")
+        self.kept = folder / "examples" / "librispeech" / "results" / "study"
+        shutil.rmtree(self.kept.parent, ignore_errors=True)
+        (folder / "conf" / "mini").mkdir(parents=True)
+        for name in ("pretrain", "finetune", "scratch", "wav2vec_s"):
+            (folder / "conf" / "mini" / f"{name}_mini.yaml").write_text("data: {dev: [dev-clean]}\n")
+        stub = folder / ".venv" / "bin" / "asrkit"
+        stub.parent.mkdir(parents=True)
+        stub.write_text(f"#!{sys.executable}\n{STUB}")
+        stub.chmod(0o755)
+        self.write(STUDY)
+        (folder / "RESULTS.md").write_text(
+            "# Ours\n\nbefore\n\n<!-- asrkit results study: begin; what stands between these two lines is overwritten -->\n"
+            "<!-- asrkit results study: end -->\n\nafter\n"
+        )
+
+    def write(self, study: dict[str, object]) -> None:
+        path = self.folder / "examples" / "librispeech" / "studies" / "study.yaml"
+        path.write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        (self.folder / "calls").write_text("")
+        return subprocess.run(
+            ["bash", str(self.folder / "examples" / "librispeech" / "compare.sh"), "study", *arguments],
+            cwd=self.folder,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "CALLS": str(self.folder / "calls"),
+                **settings,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def trained(self) -> list[str]:
+        """The experiments that were trained, in order."""
+        lines = (self.folder / "calls").read_text().splitlines()
+        found = [
+            word for line in lines if line.startswith("train") for word in line.split() if word.startswith("exp_dir=")
+        ]
+        return [word.removeprefix(f"exp_dir={self.folder}/exp/study/") for word in found]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("study"))
+    finished = project.run("--jobs", "2")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return project
+
+
+def test_every_recipe_searches_by_the_same_grid_on_dev(done: Project) -> None:
+    for recipe, stage in (("plain", "finetune"), ("wav2vec_s", "wav2vec_s")):
+        report = json.loads((done.kept / recipe / "search.json").read_text())
+        assert (report["set"], report["subset"]) == ("dev-clean", "10min")
+        assert [point["settings"] for point in report["tried"]] == [
+            [f"{stage}.schedule.learning_rate={rate}", f"{stage}.a=1", f"{stage}.b=2"] for rate in ("1e-3", "2e-3")
+        ]
+    plain = json.loads((done.kept / "plain" / "search.json").read_text())
+    # On test, the first would have been better.
+    assert plain["chosen"] == 1
+    assert plain["tried"][0]["wer"] > plain["tried"][1]["wer"]
+    assert not (done.kept / "ablated" / "search.json").exists()
+
+
+def test_each_run_is_made_once_with_what_was_chosen(done: Project) -> None:
+    trained = done.trained()
+    assert trained[0] == "shared/pretrain"
+    assert sum("plain/point0" in name for name in trained) == 1, "the search alone"
+    assert {name for name in trained if "plain/point1" in name} == {
+        f"plain/point1_seed{seed}/finetune_{subset}" for seed in (1, 2) for subset in ("10min", "1h")
+    }
+    calls = (done.folder / "calls").read_text()
+    ablated = next(line for line in calls.splitlines() if "ablated/point1_seed1/scratch_1h" in line)
+    assert ablated.endswith("finetune.schedule.learning_rate=2e-3 finetune.a=1 finetune.b=2 finetune.c=3")
+    assert "init=" not in ablated
+    assert f"init={done.folder}/exp/study/shared/pretrain" in calls
+
+
+def test_results_are_kept_small_and_without_machine_paths(done: Project) -> None:
+    kept = sorted(str(path.relative_to(done.kept)) for path in done.kept.rglob("results.json"))
+    assert len(kept) == 2 * 2 * (2 + 2 + 1)
+    assert "plain/1h/seed2/test-clean/results.json" in kept
+    for path in done.kept.rglob("*.json"):
+        assert str(done.folder) not in path.read_text()
+    speakers = (done.kept / "plain/1h/seed1/dev-clean/speakers.tsv").read_text().splitlines()
+    assert [line.split("\t")[::2] for line in speakers] == [
+        ["speaker", "words"],
+        ["11", "16"],
+        ["12", "16"],
+        ["13", "16"],
+    ]
+
+
+def test_the_tables_come_from_the_kept_results_alone(done: Project, tmp_path: Path) -> None:
+    text = (done.folder / "RESULTS.md").read_text()
+    assert text.startswith("# Ours\n\nbefore\n")
+    assert text.endswith("after\n")
+    assert "### test-clean, labels 1h" in text
+    assert "abacus" in text
+    row = next(line for line in text.split("### test-clean, labels 1h")[1].splitlines() if line.startswith("| plain"))
+    rates = [
+        json.loads((done.kept / f"plain/1h/seed{seed}/test-clean/results.json").read_text())["wer"] for seed in (1, 2)
+    ]
+    assert f"{100 * sum(rates) / 2:.2f} ± " in row
+    assert row.rstrip(" |").endswith("1.0"), "minutes"
+    assert (done.kept / "plot.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(done.folder / "exp")
+    again = done.run("--tables")
+    assert again.returncode == 0, again.stderr
+    assert (done.folder / "RESULTS.md").read_text() == text
+    assert done.trained() == []
+
+
+def test_what_is_finished_is_skipped_and_a_failure_is_told_in_one_line(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    failed = project.run(FAIL="wav2vec_s")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert ".log: " in failed.stderr
+    assert "plain/point0_seed1/finetune_10min" in project.trained()
+    assert project.run().returncode == 0
+    assert "plain/point0_seed1/finetune_10min" not in project.trained()
+    assert project.run().returncode == 0
+    assert project.trained() == ["shared/pretrain"], "which says itself that it is complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"recipes": {"x": {"stage": "finetune"}}}, "the recipe 'x' needs seeds"),
+        ({"recipes": {"x": {"stage": "a", "seeds": [1], "settings_of": "y"}}}, "takes its settings of 'y'"),
+        ({"recipes": {}}, "a study needs recipes"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_study_is_one_line(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    project = Project(tmp_path)
+    project.write({**STUDY, **change})
+    done = project.run()
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert says in done.stderr
+    assert project.trained() == []
