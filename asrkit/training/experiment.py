@@ -29,9 +29,11 @@ from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_
 from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
+from asrkit.training.generators import seed_generators
 from asrkit.training.log import ProgressView, logging_to
-from asrkit.training.loop import Trainer, load_weights, seed_generators
+from asrkit.training.loop import Trainer, load_weights
 from asrkit.training.optimiser import Optimiser
+from asrkit.training.rehearsal import Rehearsed, rehearse, tell
 from asrkit.training.signals import Interrupted
 from asrkit.training.units import resolve_units
 
@@ -184,6 +186,40 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
     _set_threads(config.training.threads, engine)
     if ranks.is_first:
         store_environment(exp_dir, engine.device, ranks.world_size)
+    trainer = make_trainer(config, exp_dir, engine, console, initial, fresh=state is None)
+    log.info(
+        "%s: %.2fM parameters, %s on %s, %d process(es), %s",
+        config.method,
+        sum(p.numel() for p in trainer.method.parameters()) / 1e6,
+        engine.precision,
+        engine.device,
+        ranks.world_size,
+        exp_dir,
+    )
+    if config.training.check_memory == "on" or (
+        config.training.check_memory == "auto" and engine.device.type == "cuda"
+    ):
+        rehearse_run(config, trainer)
+    if state is not None:
+        trainer.restore(state)
+    try:
+        trainer.run()
+    except Interrupted:
+        log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
+        return False
+    return True
+
+
+def make_trainer(
+    config: ExperimentConfig,
+    exp_dir: Path,
+    engine: TrainingEngine,
+    console: Console,
+    initial: Experiment | None,
+    fresh: bool,
+) -> Trainer:
+    """Return the trainer of a run whose folder is made; ``fresh`` says that it begins, with what ``initial`` brings along."""
+    ranks = engine.ranks
     units = Units.load(exp_dir / "units") if _needs_units(config) else None
     seed_generators([config.seed])
     method = build_method(config, units)
@@ -191,11 +227,11 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         weights, update = initial.weights()
         taken = method.inherit(weights, keep_head=_keeps_head(config))
         log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
-    elif state is None:
+    elif fresh:
         method.check_scratch()
     method.to(engine.device)
     seed_generators([config.seed, ranks.rank])
-    trainer = Trainer(
+    return Trainer(
         method,
         _streams(config, units, engine),
         _dev_batches(config, units, ranks),
@@ -206,23 +242,15 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         seed=config.seed,
         view=ProgressView(console, ranks.is_first),
     )
-    log.info(
-        "%s: %.2fM parameters, %s on %s, %d process(es), %s",
-        config.method,
-        sum(p.numel() for p in method.parameters()) / 1e6,
-        engine.precision,
-        engine.device,
-        ranks.world_size,
-        exp_dir,
-    )
-    if state is not None:
-        trainer.restore(state)
-    try:
-        trainer.run()
-    except Interrupted:
-        log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
-        return False
-    return True
+
+
+def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
+    """Try the costliest batches of a run and say what they took."""
+    units = Units.load(trainer.exp_dir / "units") if _needs_units(config) else None
+    device = trainer.engine.device
+    found = rehearse(lambda: build_method(config, units).to(device), trainer.streams, trainer.engine, trainer.memory)
+    tell(found, device)
+    return found
 
 
 def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from asrkit.errors import AsrkitError
 from asrkit.training.checkpoint import Checkpoints, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
+from asrkit.training.generators import generator_states, set_generator_states
 from asrkit.training.guards import NumericalGuard
 from asrkit.training.log import MetricLog, ProgressView, dev_text
+from asrkit.training.memory import MemoryGuard
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.saving import CheckpointWriter
 from asrkit.training.signals import Interrupted, StopRequest
@@ -68,10 +70,11 @@ class Trainer:
         self.seconds = 0.0
         self.validation_due = False
         self.best: float | None = None
+        self.memory = MemoryGuard()
         self.guard = NumericalGuard(method, engine, config, exp_dir)
         self.rows = ""
         self.totals = Totals({})
-        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
+        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0, "halved": 0}
 
     def run(self) -> None:
         """Train to the end of the last phase.
@@ -113,12 +116,7 @@ class Trainer:
             waited = time.perf_counter() - began
             clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
             self.method.train()
-            totals = Totals({})
-            try:
-                phase.step.run(self.method, micro_batches, clock, self.engine, totals)
-            except torch.OutOfMemoryError as error:
-                mend = "lower data.batch_seconds: the result stays the same"
-                raise AsrkitError(f"out of memory: {str(error).splitlines()[0]}", mend=mend) from error
+            totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
             allow = partial(self.guard.allows, clock, micro_batches, totals)
             norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
             for name in phase.streams:
@@ -155,6 +153,8 @@ class Trainer:
         self.window["updates"] += 1
         self.window["seconds"] += elapsed
         self.window["wait"] += waited
+        self.window["halved"] += self.memory.halved
+        self.memory.halved = 0
         for name, batches in micro.items():
             samples = sum(sum(batch.host_lengths) for batch in batches)
             self.window["audio"] += samples / self.streams[name].data_config.sample_rate
@@ -162,7 +162,8 @@ class Trainer:
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
         figures |= self.method.derived(figures)
-        audio = sum(self.engine.ranks.gather(self.window["audio"]))
+        windows = self.engine.ranks.gather(self.window)
+        audio, halved = (sum(window[name] for window in windows) for name in ("audio", "halved"))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
         row: dict[str, Any] = {
@@ -173,6 +174,7 @@ class Trainer:
             "phase_steps": length,
             **figures,
             **self.guard.figures(),
+            **({"halved_updates": halved} if halved else {}),
             "learning_rate": max(rates.values()),
             **{f"learning_rate/{name}": rate for name, rate in rates.items()},
             "grad_norm": max(
@@ -248,7 +250,7 @@ class Trainer:
 
     def _save(self, best: bool, finished: bool) -> None:
         own = {
-            "generators": _generator_states(self.engine.device),
+            "generators": generator_states(self.engine.device),
             "totals": {
                 name: [part.cpu() if isinstance(part, Tensor) else part for part in pair]
                 for name, pair in self.totals.values.items()
@@ -296,7 +298,7 @@ class Trainer:
         self.best = state["best"] if best is not None and update_of(best) <= self.update else None
         rank, written_by = self.engine.ranks.rank, state["ranks"]
         if rank < len(written_by):  # a rank that is new since the checkpoint keeps its seeded generators
-            _set_generator_states(written_by[rank]["generators"], self.engine.device)
+            set_generator_states(written_by[rank]["generators"], self.engine.device)
         if len(written_by) == self.engine.world_size:
             written_by = [written_by[rank]]
         elif rank > 0:
@@ -305,27 +307,6 @@ class Trainer:
             self.totals.add({name: Ratio(*pair) for name, pair in one["totals"].items()})
             self.window = {name: self.window[name] + value for name, value in one["window"].items()}
         log.info("resumed from step %d", self.update)
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def seed_generators(seeds: Iterable[int]) -> None:
-    """Seed torch's default generators from several numbers (the run's seed, the rank)."""
-    combined = 0
-    for number in seeds:
-        combined = (combined * 1_000_003 + number + 1) % (1 << 63)
-    torch.manual_seed(combined)
 
 
 def load_weights(method: Method, weights: Mapping[str, Tensor], where: object) -> None:
