@@ -107,6 +107,10 @@ class Stream:
         self._deaths = 0
         self._items: Iterator[Loaded] | None = None
 
+    def __len__(self) -> int:
+        """Utterances that are used."""
+        return len(self._rows)
+
     def __iter__(self) -> Stream:
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,17 +155,26 @@ def train(config: ExperimentConfig, console: Console) -> bool:
     Raises:
         AsrkitError: for whatever in config, data or checkpoints stands in the way.
     """
+    exp_dir = Path(config.exp_dir)
+    with enter(config, exp_dir, console) as engine:
+        return _train(config, exp_dir, engine, console)
+
+
+@contextmanager
+def enter(config: ExperimentConfig, exp_dir: Path, console: Console) -> Iterator[TrainingEngine]:
+    """Join the other processes and hold the folder for a run; give its engine.
+
+    Raises:
+        AsrkitError: if a device or a process is missing, or another run is at work in the folder.
+    """
     ranks = ranks_of_environment()
     device = choose_device(config.device, ranks)
-    exp_dir = Path(config.exp_dir)
     make_paths_absolute(config)
     join(ranks, device, config.training.timeout_minutes)
     with held_alone(exp_dir) if ranks.is_first else nullcontext(), logging_to(exp_dir, console, ranks.is_first):
-        engine = TrainingEngine(device, config.training.precision, ranks, config.training.min_loss_scale)
-        complete = _train(config, exp_dir, engine, console)
+        yield TrainingEngine(device, config.training.precision, ranks, config.training.min_loss_scale)
     # After a mistake the group stays until the process ends: the other ranks fail only once this one has told its own.
     leave()
-    return complete
 
 
 def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
@@ -176,7 +185,7 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
     state = Checkpoints(exp_dir).newest()
     if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
         raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")
-    initial = _begin(config, exp_dir, ranks) if state is None else None
+    initial = begin(config, exp_dir, ranks) if state is None else None
     if state is not None:
         _go_on(config, exp_dir, ranks)
     if state is not None and state["finished"]:
@@ -253,7 +262,7 @@ def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
     return found
 
 
-def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:
+def begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:
     """Write down what a new run is; what a start without a checkpoint left here is replaced. Return its `init`."""
     initial = open_experiment(Path(config.init)) if config.init else None
     if initial is not None:

@@ -203,7 +203,7 @@ class ProgressView:
             self.progress.figures = "  ".join(shown)
         elif self.enabled:
             place = f"{row['phase']} {row['phase_step']}/{row['phase_steps']}"
-            left = f"  left {_clock(row['seconds_left'])}"
+            left = f"  left {clock_text(row['seconds_left'])}"
             self.console.print(f"{place}  " + "  ".join(shown) + left, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
@@ -239,7 +239,8 @@ def _short(value: Any) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Return seconds as ``M:SS``, or ``H:MM:SS`` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

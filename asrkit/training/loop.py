@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Trainer:
         self.best: float | None = None
         self.memory = MemoryGuard()
         self.guard = NumericalGuard(method, engine, config, exp_dir)
+        self.metrics: MetricLog | None = None
         self.rows = ""
         self.totals = Totals({})
         self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0, "halved": 0}
@@ -84,7 +85,8 @@ class Trainer:
             AsrkitError: if the method calls its run unhealthy, memory runs out, nothing but non-finite updates comes, or the
                 last checkpoint cannot be written.
         """
-        self.metrics = MetricLog(self.exp_dir, self.update, self.rows) if self.engine.ranks.is_first else None
+        if self.engine.ranks.is_first:
+            self.metrics = MetricLog(self.exp_dir, self.update, self.rows)
         phases = self.method.phases()
         epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
         lengths = [phase.updates(epochs) for phase in phases]
@@ -111,29 +113,34 @@ class Trainer:
         self.optimiser.enter(phase, fresh=self.phase_update == 0)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
         while self.phase_update < length:
-            began = time.perf_counter()
-            micro_batches = {name: next(source) for name, source in sources.items()}
-            waited = time.perf_counter() - began
-            clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
-            self.method.train()
-            totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
-            allow = partial(self.guard.allows, clock, micro_batches, totals)
-            norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
-            for name in phase.streams:
-                self.streams[name].consumed()
-            self.method.after_update(clock, self.engine)
-            self.update += 1
-            self.phase_update += 1
-            self._account(began, waited, micro_batches)
-            if taken:
-                self.totals.add({name: Ratio(*pair) for name, pair in totals.values.items()})
-                self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
+            clock = self.step(phase, length, sources)
             self.view.advance(self.phase_update)
             ended = self.phase_update == length
             self.validation_due = ended or self.update % self.config.validate_every == 0
             if ended or self.update % self.config.log_every == 0:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
+
+    def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
+        """Do one update; return the clock that it went by."""
+        began = time.perf_counter()
+        micro_batches = {name: next(source) for name, source in sources.items()}
+        waited = time.perf_counter() - began
+        clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        self.method.train()
+        totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
+        allow = partial(self.guard.allows, clock, micro_batches, totals)
+        norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
+        for name in phase.streams:
+            self.streams[name].consumed()
+        self.method.after_update(clock, self.engine)
+        self.update += 1
+        self.phase_update += 1
+        self._account(began, waited, micro_batches)
+        if taken:
+            self.totals.add({name: Ratio(*pair) for name, pair in totals.values.items()})
+            self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
+        return clock
 
     def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
         """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
@@ -143,7 +150,7 @@ class Trainer:
         # What could not be written is tried again with every row of the log.
         again = self.update % self.config.log_every == 0 and self.engine.ranks.any(self.writer.behind)
         if improved or ended or stopping or again or self.update % self.config.checkpoint_every == 0:
-            self._save(best=improved, finished=final and ended and not self.validation_due)
+            self.save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
 
@@ -192,7 +199,7 @@ class Trainer:
             self.view.show(row)
         reason = self.method.health(row, clock)
         if reason is not None:
-            self._save(best=False, finished=False)
+            self.save(best=False, finished=False)
             raise AsrkitError(f"stopped at step {self.update}: {reason}", where=self.exp_dir)
 
     def _summed(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> dict[str, float]:
@@ -248,7 +255,8 @@ class Trainer:
             self.best = value
         return improved
 
-    def _save(self, best: bool, finished: bool) -> None:
+    def save(self, best: bool, finished: bool) -> None:
+        """Hand everything that the run is made of to the writer of checkpoints."""
         own = {
             "generators": generator_states(self.engine.device),
             "totals": {

@@ -62,7 +62,7 @@ def test_halves_give_the_gradient_of_the_whole(kind: str, owner: type, caplog: p
         pieces, again = gradients(kind, batches, guard)
     assert sorted(pieces) == sorted(whole)
     for name, gradient in whole.items():
-        torch.testing.assert_close(pieces[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(pieces[name], gradient, rtol=1e-4, atol=1e-5)
     for name, (numerator, denominator) in totals.values.items():
         if name not in ("code_perplexity", "prob_perplexity", "diversity"):
             ratio = again.values[name][0] / again.values[name][1]
@@ -131,7 +131,7 @@ def test_what_the_ranks_have_exchanged_is_not_exchanged_twice() -> None:
     assert pieces == whole
     assert len(whole) == 2
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_is_short_of_memory_learns_the_same(
