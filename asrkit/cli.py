@@ -84,6 +84,12 @@ def _parser() -> Parser:
     )
     train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="the experiment's settings")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
+    train.add_argument(
+        "--dry-run", action="store_true", help="try config, data, memory and a few updates; estimate the whole run"
+    )
+    train.add_argument(
+        "--profile", action="store_true", help="say where the time of an update goes; EXP/profile gets a trace"
+    )
     train.add_argument("--help-config", metavar="METHOD", help="print every setting of a method with its default")
 
     decode = _add(
@@ -320,8 +326,14 @@ def _train(options: argparse.Namespace) -> int:
     from asrkit.training.config import load_experiment_config
     from asrkit.training.experiment import train
 
-    finished = train(load_experiment_config(options.config, options.overrides), console)
-    return 0 if finished else 130
+    config = load_experiment_config(options.config, options.overrides)
+    if options.dry_run or options.profile:
+        from asrkit.training.profiling import profile_run
+        from asrkit.training.trial import dry_run
+
+        (dry_run if options.dry_run else profile_run)(config, console)
+        return 0
+    return 0 if train(config, console) else 130
 
 
 def _decode(options: argparse.Namespace) -> int:

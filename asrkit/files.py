@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from asrkit.errors import AsrkitError
+
+_PART = ".*.part"
+log = logging.getLogger("asrkit")
 
 
 @contextmanager
@@ -25,11 +30,83 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise AsrkitError(f"cannot be written: {error.strerror or error}", where=path) from None
+        raise AsrkitError(f"cannot be written: {error.strerror or error}", where=path) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where the file system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left in a folder; nobody may be writing in it."""
+    for path in folder.glob(_PART):
+        with suppress(OSError):
+            path.unlink()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or the one that it came from, says that there is no room on the disk."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Appender:
+    """A file that grows at its end, and that a full disk neither stops nor tears: what has no room waits in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, made if absent, for writing at its end.
+
+        Raises:
+            AsrkitError: if it cannot be opened.
+        """
+        self.path = path
+        self.waiting = b""
+        """What is not in the file yet."""
+        self._told: int | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open until it is closed
+        except OSError as error:
+            raise AsrkitError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+    def write(self, data: bytes) -> None:
+        """Append, as far as there is room."""
+        self.waiting += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Try again to write what waits."""
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self._file.write(self.waiting) or 0 :]
+        except OSError as error:
+            if self._told != error.errno:
+                log.warning("%s: cannot be written for now: %s", self.path, error.strerror or error)
+            self._told = error.errno
+        else:
+            self._told = None
+
+    def sync(self) -> None:
+        """Have what was written survive a power failure."""
+        self.flush()
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Write what waits, if there is room now, and close."""
+        self.flush()
+        self._file.close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from asrkit.data.augment import loaded_seconds, speed_factors
 from asrkit.data.batch import Batch
 from asrkit.data.collate import Loaded, Reader, Request
 from asrkit.data.config import DataConfig, StreamConfig
+from asrkit.data.costliest import extremes, synthetic
 from asrkit.data.index import SetIndex, record_text
 from asrkit.data.plan import EpochPlan, micro_batch_sizes, update_count
 from asrkit.data.workers import load
@@ -106,6 +107,10 @@ class Stream:
         self._deaths = 0
         self._items: Iterator[Loaded] | None = None
 
+    def __len__(self) -> int:
+        """Utterances that are used."""
+        return len(self._rows)
+
     def __iter__(self) -> Stream:
         return self
 
@@ -169,6 +174,16 @@ class Stream:
             )
             self._plan = (epoch, plan)
         return self._plan[1]
+
+    def costliest(self) -> list[Batch]:
+        """Return batches of noise that take as much memory as any of this stream's can: the longest, and the fullest."""
+        fastest = min(self.config.speed_factors, default=1.0)
+        durations = loaded_seconds(self._durations, fastest, self.config.crop_seconds)
+        units = self.reader.units
+        counts = np.concatenate([index.units for index in self.reader.sets])[self._rows]
+        found = extremes(durations, counts, self.data_config.batch_seconds, self.config.seconds_per_update)
+        symbols = [place for place in range(len(units)) if place != units.blank] if units is not None else []
+        return [synthetic(extent, symbols).to(self.device) for extent in found]
 
     def _requests(self, start: int) -> Iterator[Request]:
         """Return this rank's micro-batches from update ``start`` (over all epochs) on, at least one per update."""

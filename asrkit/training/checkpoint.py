@@ -3,12 +3,16 @@
 A checkpoint holds tensors, numbers, strings, lists and dicts only and is read with torch's restricted loader, so that loading
 never runs code from the file. It is written under a temporary name and renamed, so that a kill never leaves half of one. It
 counts from the moment that `last` names it: whatever is newer belongs to a future that will be computed again.
+
+torch writes a zip archive with the CRC-32 of every record but does not look at it when it reads. Here it is looked at, so that
+a file in which the disk has lost or turned bits is not taken for a good one.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +81,20 @@ class Checkpoints:
             raise AsrkitError("no checkpoint can be read", where=self.folder, mend="start again with another exp_dir")
         return None
 
+    def updates(self) -> list[int]:
+        """Return the updates of which there is a file, in order."""
+        return sorted(self._by_update())
+
+    def make_room(self) -> bool:
+        """Remove all but what `last` and `best` name, if `last` names a file; return whether there was anything."""
+        last = self.named("last")
+        spare = [path for path in self._by_update().values() if path not in (last, self.named("best"))]
+        if last is None or not spare:
+            return False
+        for path in spare:
+            path.unlink(missing_ok=True)
+        return True
+
     def _by_update(self) -> dict[int, Path]:
         return {update: path for path in self.folder.glob("step_*.pt") if (update := update_of(path)) >= 0}
 
@@ -104,9 +122,15 @@ def load(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise AsrkitError("no such checkpoint", where=path)
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a torn or foreign file; each means the same to the user
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location=map_location, weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch and zipfile raise many kinds for a torn or foreign file; all mean the same to the user
         raise AsrkitError(f"not a readable checkpoint: {type(error).__name__}", where=path) from error
+    if damaged:
+        raise AsrkitError(f"not a readable checkpoint: the checksum of {damaged} is wrong", where=path)
     if not isinstance(state, dict) or not isinstance(state.get("format"), int) or "model" not in state:
         raise AsrkitError("not an asrkit checkpoint", where=path, mend="asrkit import brings in other toolkits' files")
     if state["format"] > FORMAT:

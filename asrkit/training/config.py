@@ -34,8 +34,16 @@ class TrainingConfig:
     """Updates between checkpoints; a phase's end and a best validation save too."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, beside `last` and `best`."""
+    disk_patience_minutes: float = 10.0
+    """How long a run that ends waits for room on the disk for its last checkpoint."""
     max_skipped_updates: int = 20
     """Updates in a row with a non-finite loss or gradient after which the run stops."""
+    min_loss_scale: float = 1.0
+    """fp16: the loss scale is not lowered below this; a gradient that overflows even then counts as not finite."""
+    spike_deviations: float = 8.0
+    """Robust standard deviations of the logarithm by which a gradient norm must stick out to be told; 0 tells none."""
+    check_memory: str = "auto"
+    """Whether the costliest batches are tried before training: on, off, or auto, which is on where there is a GPU."""
     timeout_minutes: float = 30.0
     """How long ranks wait for each other."""
 
@@ -47,6 +55,13 @@ class TrainingConfig:
                 raise AsrkitError(f"training.{name} is {getattr(self, name)}", mend="1 or more")
         if self.threads < 0 or self.timeout_minutes <= 0:
             raise AsrkitError("training.threads is 0 or more, training.timeout_minutes more than 0")
+        if self.check_memory not in ("auto", "on", "off"):
+            raise AsrkitError(f"training.check_memory is '{self.check_memory}'", mend="auto, on or off")
+        if self.min_loss_scale <= 0 or self.spike_deviations < 0:
+            raise AsrkitError("training.min_loss_scale is more than 0, training.spike_deviations 0 or more")
+        if not 0 <= self.disk_patience_minutes < self.timeout_minutes:
+            mend = f"0 or more, and less than training.timeout_minutes, which is {self.timeout_minutes:g}"
+            raise AsrkitError(f"training.disk_patience_minutes is {self.disk_patience_minutes:g}", mend=mend)
 
 
 @dataclass
@@ -140,7 +155,10 @@ MAY_CHANGE = (
     "training.validate_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.disk_patience_minutes",
     "training.max_skipped_updates",
+    "training.spike_deviations",
+    "training.check_memory",
     "training.timeout_minutes",
 )
 """What does not define a run. A path may change too once there is nothing any more where it led."""

@@ -68,7 +68,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 class TrainingEngine:
     """Precision and reduction for one run; implements `asrkit.core.step.Engine`."""
 
-    def __init__(self, device: torch.device, precision: str, ranks: Ranks) -> None:
+    def __init__(self, device: torch.device, precision: str, ranks: Ranks, min_loss_scale: float = 1.0) -> None:
+        self.min_loss_scale = min_loss_scale
         self.device = device
         self.precision = choose_precision(precision, device)
         self.ranks = ranks
@@ -86,6 +87,12 @@ class TrainingEngine:
     def scale(self, loss: Tensor) -> Tensor:
         """Multiply with fp16's loss scale; otherwise return the loss."""
         return self.scaler.scale(loss)
+
+    def lower_or_raise_scale(self) -> None:
+        """Adapt fp16's loss scale to whether the last gradient overflowed, but never below its floor."""
+        self.scaler.update()
+        if self.scaler.get_scale() < self.min_loss_scale:
+            self.scaler.update(self.min_loss_scale)
 
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """Add each tensor over all ranks, in place."""

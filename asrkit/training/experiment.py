@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from asrkit.data.batch import Batch
 from asrkit.data.index import SetIndex, record_text
 from asrkit.data.stream import Stream, evaluation_batches
 from asrkit.errors import AsrkitError
-from asrkit.files import held_alone, write_text
+from asrkit.files import held_alone, remove_parts, write_text
 from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
@@ -29,9 +29,12 @@ from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_
 from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
+from asrkit.training.generators import seed_generators
 from asrkit.training.log import ProgressView, logging_to
-from asrkit.training.loop import Interrupted, Trainer, load_weights, seed_generators
+from asrkit.training.loop import Trainer, load_weights
 from asrkit.training.optimiser import Optimiser
+from asrkit.training.rehearsal import Rehearsed, rehearse, tell
+from asrkit.training.signals import Interrupted
 from asrkit.training.units import resolve_units
 
 log = logging.getLogger("asrkit.training")
@@ -152,24 +155,37 @@ def train(config: ExperimentConfig, console: Console) -> bool:
     Raises:
         AsrkitError: for whatever in config, data or checkpoints stands in the way.
     """
+    exp_dir = Path(config.exp_dir)
+    with enter(config, exp_dir, console) as engine:
+        return _train(config, exp_dir, engine, console)
+
+
+@contextmanager
+def enter(config: ExperimentConfig, exp_dir: Path, console: Console) -> Iterator[TrainingEngine]:
+    """Join the other processes and hold the folder for a run; give its engine.
+
+    Raises:
+        AsrkitError: if a device or a process is missing, or another run is at work in the folder.
+    """
     ranks = ranks_of_environment()
     device = choose_device(config.device, ranks)
-    exp_dir = Path(config.exp_dir)
     make_paths_absolute(config)
     join(ranks, device, config.training.timeout_minutes)
     with held_alone(exp_dir) if ranks.is_first else nullcontext(), logging_to(exp_dir, console, ranks.is_first):
-        complete = _train(config, exp_dir, TrainingEngine(device, config.training.precision, ranks), console)
+        yield TrainingEngine(device, config.training.precision, ranks, config.training.min_loss_scale)
     # After a mistake the group stays until the process ends: the other ranks fail only once this one has told its own.
     leave()
-    return complete
 
 
 def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
     ranks = engine.ranks
+    if ranks.is_first:
+        remove_parts(exp_dir)
+        remove_parts(exp_dir / "checkpoints")
     state = Checkpoints(exp_dir).newest()
     if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
         raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")
-    initial = _begin(config, exp_dir, ranks) if state is None else None
+    initial = begin(config, exp_dir, ranks) if state is None else None
     if state is not None:
         _go_on(config, exp_dir, ranks)
     if state is not None and state["finished"]:
@@ -179,39 +195,20 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
     _set_threads(config.training.threads, engine)
     if ranks.is_first:
         store_environment(exp_dir, engine.device, ranks.world_size)
-    units = Units.load(exp_dir / "units") if _needs_units(config) else None
-    seed_generators([config.seed])
-    method = build_method(config, units)
-    if initial is not None:
-        weights, update = initial.weights()
-        taken = method.inherit(weights, keep_head=_keeps_head(config))
-        log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
-    elif state is None:
-        method.check_scratch()
-    method.to(engine.device)
-    seed_generators([config.seed, ranks.rank])
-    streams = _streams(config, units, engine)
-    method.observe_streams({name: stream.updates_per_epoch for name, stream in streams.items()})
-    trainer = Trainer(
-        method,
-        streams,
-        _dev_batches(config, units, ranks),
-        optimiser=Optimiser(method, config.optimiser),
-        engine=engine,
-        config=config.training,
-        exp_dir=exp_dir,
-        seed=config.seed,
-        view=ProgressView(console, ranks.is_first),
-    )
+    trainer = make_trainer(config, exp_dir, engine, console, initial, fresh=state is None)
     log.info(
         "%s: %.2fM parameters, %s on %s, %d process(es), %s",
         config.method,
-        sum(p.numel() for p in method.parameters()) / 1e6,
+        sum(p.numel() for p in trainer.method.parameters()) / 1e6,
         engine.precision,
         engine.device,
         ranks.world_size,
         exp_dir,
     )
+    if config.training.check_memory == "on" or (
+        config.training.check_memory == "auto" and engine.device.type == "cuda"
+    ):
+        rehearse_run(config, trainer)
     if state is not None:
         trainer.restore(state)
     try:
@@ -222,7 +219,63 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
     return True
 
 
-def _begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:
+def make_trainer(
+    config: ExperimentConfig,
+    exp_dir: Path,
+    engine: TrainingEngine,
+    console: Console,
+    initial: Experiment | None,
+    fresh: bool,
+) -> Trainer:
+    """Return the trainer of a run whose folder is made; ``fresh`` says that it begins, with what ``initial`` brings along."""
+    ranks = engine.ranks
+    units = Units.load(exp_dir / "units") if _needs_units(config) else None
+    seed_generators([config.seed])
+    method = build_method(config, units)
+    if initial is not None:
+        weights, update = initial.weights()
+        taken = method.inherit(weights, keep_head=_keeps_head(config))
+        log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
+    elif fresh:
+        method.check_scratch()
+    method.to(engine.device)
+    seed_generators([config.seed, ranks.rank])
+    streams = _streams(config, units, engine)
+    method.observe_streams(updates_per_epoch(streams))
+    return Trainer(
+        method,
+        streams,
+        _dev_batches(config, units, ranks),
+        optimiser=Optimiser(method, config.optimiser),
+        engine=engine,
+        config=config.training,
+        exp_dir=exp_dir,
+        seed=config.seed,
+        view=ProgressView(console, ranks.is_first),
+    )
+
+
+def updates_per_epoch(streams: Mapping[str, Stream]) -> dict[str, int]:
+    """Return how many updates a pass over each stream takes."""
+    return {name: stream.updates_per_epoch for name, stream in streams.items()}
+
+
+def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
+    """Try the costliest batches of a run and say what they took."""
+    units = Units.load(trainer.exp_dir / "units") if _needs_units(config) else None
+    device = trainer.engine.device
+
+    def build() -> Method:
+        method = build_method(config, units)
+        method.observe_streams(updates_per_epoch(trainer.streams))
+        return method.to(device)
+
+    found = rehearse(build, trainer.streams, trainer.engine, trainer.memory)
+    tell(found, device)
+    return found
+
+
+def begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment | None:
     """Write down what a new run is; what a start without a checkpoint left here is replaced. Return its `init`."""
     initial = open_experiment(Path(config.init)) if config.init else None
     if initial is not None:

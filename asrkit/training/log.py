@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +16,11 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from asrkit.files import write_text
+from asrkit.files import Appender, write_text
 
 log = logging.getLogger("asrkit")
 
@@ -25,7 +30,7 @@ def logging_to(exp_dir: Path, console: Console, first: bool = True) -> Iterator[
     """Send asrkit's log lines to the terminal and to `train.log` as long as the context lasts; only rank zero speaks."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if first:
-        to_file = logging.FileHandler(exp_dir / "train.log", encoding="utf-8")
+        to_file = _FileHandler(exp_dir / "train.log")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers = [_ConsoleHandler(console), to_file]
     level, propagate = log.level, log.propagate
@@ -43,6 +48,27 @@ def logging_to(exp_dir: Path, console: Console, first: bool = True) -> Iterator[
         log.propagate = propagate
 
 
+class _FileHandler(logging.Handler):
+    """Appends lines to a file, later if there is no room now."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = Appender(path)
+        self.busy = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A write that fails says so itself, in a line for this very file.
+        self.file.waiting += f"{self.format(record)}\n".encode(errors="replace")
+        if not self.busy:
+            self.busy = True
+            self.file.flush()
+            self.busy = False
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints through rich, so that log lines and the progress bar do not overwrite each other."""
 
@@ -56,20 +82,26 @@ class _ConsoleHandler(logging.Handler):
 
 
 class MetricLog:
-    """Rows of figures, in `metrics.jsonl` and in TensorBoard."""
+    """Rows of figures, in `metrics.jsonl` and in TensorBoard; a full disk delays them and loses none."""
 
-    def __init__(self, exp_dir: Path, restored_update: int) -> None:
+    def __init__(self, exp_dir: Path, restored_update: int, unwritten: str = "") -> None:
+        """Open both for a run that goes on behind an update.
+
+        Args:
+            exp_dir: the experiment.
+            restored_update: rows of later updates are dropped: they will be computed again.
+            unwritten: what `unwritten` gave when the checkpoint was made.
+        """
         self.path = exp_dir / "metrics.jsonl"
-        self._cut(restored_update)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
-        self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=restored_update + 1)
+        self._cut(restored_update, unwritten)
+        self.rows = Appender(self.path)
+        self.board = _Board(exp_dir / "tensorboard", restored_update)
 
-    def _cut(self, update: int) -> None:
-        """Drop the rows behind the restored update: they belong to a future that will be computed again."""
+    def _cut(self, update: int, unwritten: str) -> None:
         if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (self.path.read_text(encoding="utf-8", errors="replace") + unwritten).splitlines():
             try:
                 past = json.loads(line)["step"] <= update
             except (ValueError, TypeError, KeyError):  # a kill in mid-write leaves half a row
@@ -80,16 +112,39 @@ class MetricLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; its numbers go to TensorBoard too."""
-        self.file.write(json.dumps({key: _storable(value) for key, value in row.items()}) + "\n")
-        self.file.flush()
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self.board.add_scalar(name, value, row["step"])
+        text = json.dumps({key: _storable(value) for key, value in row.items()})
+        self.rows.write(text.encode() + b"\n")
+        self.board.write(row)
+
+    def unwritten(self) -> str:
+        """Have all rows on the disk for a checkpoint that counts on them; return those for which there is no room."""
+        self.rows.sync()
+        return self.rows.waiting.decode()
 
     def close(self) -> None:
         """Flush and close."""
-        self.file.close()
-        self.board.close()
+        self.rows.close()
+        self.board.file.close()
+
+
+class _Board:
+    """TensorBoard's event file. Its own writer is a thread that ends at the first write without room."""
+
+    def __init__(self, folder: Path, restored_update: int) -> None:
+        self.file = Appender(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
+        self.records = RecordWriter(self.file)
+        self._add(Event(file_version="brain.Event:2"))
+        # Has TensorBoard forget what an earlier process wrote of the future that is computed again.
+        self._add(Event(step=restored_update + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        numbers = [(name, value) for name, value in row.items() if isinstance(value, (int, float)) and name != "step"]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
+        self._add(Event(step=row["step"], summary=Summary(value=values)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
 
 
 def _storable(value: Any) -> Any:
@@ -148,7 +203,7 @@ class ProgressView:
             self.progress.figures = "  ".join(shown)
         elif self.enabled:
             place = f"{row['phase']} {row['phase_step']}/{row['phase_steps']}"
-            left = f"  left {_clock(row['seconds_left'])}"
+            left = f"  left {clock_text(row['seconds_left'])}"
             self.console.print(f"{place}  " + "  ".join(shown) + left, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
@@ -184,7 +239,8 @@ def _short(value: Any) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Return seconds as ``M:SS``, or ``H:MM:SS`` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

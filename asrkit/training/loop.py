@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ from asrkit.errors import AsrkitError
 from asrkit.training.checkpoint import Checkpoints, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
+from asrkit.training.generators import generator_states, set_generator_states
+from asrkit.training.guards import NumericalGuard
 from asrkit.training.log import MetricLog, ProgressView, dev_text
+from asrkit.training.memory import MemoryGuard
 from asrkit.training.optimiser import Optimiser
-from asrkit.training.signals import StopRequest
+from asrkit.training.saving import CheckpointWriter
+from asrkit.training.signals import Interrupted, StopRequest
 
 log = logging.getLogger("asrkit.training")
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
 
 
 class Trainer:
@@ -62,29 +63,35 @@ class Trainer:
         self.view = view
         self.exp_dir = exp_dir
         self.checkpoints = Checkpoints(exp_dir, config.keep_checkpoints)
+        self.writer = CheckpointWriter(self.checkpoints, engine.ranks, 60 * config.disk_patience_minutes)
         self.update = 0
         self.phase_index = 0
         self.phase_update = 0
         self.seconds = 0.0
         self.validation_due = False
         self.best: float | None = None
-        self.skipped = 0
+        self.memory = MemoryGuard()
+        self.guard = NumericalGuard(method, engine, config, exp_dir)
+        self.metrics: MetricLog | None = None
+        self.rows = ""
         self.totals = Totals({})
-        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0}
+        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0, "halved": 0}
 
     def run(self) -> None:
         """Train to the end of the last phase.
 
         Raises:
             Interrupted: after a signal, once the state is saved.
-            AsrkitError: if the method calls its run unhealthy, memory runs out, or nothing but non-finite updates comes.
+            AsrkitError: if the method calls its run unhealthy, memory runs out, nothing but non-finite updates comes, or the
+                last checkpoint cannot be written.
         """
-        self.metrics = MetricLog(self.exp_dir, self.update) if self.engine.ranks.is_first else None
+        if self.engine.ranks.is_first:
+            self.metrics = MetricLog(self.exp_dir, self.update, self.rows)
         phases = self.method.phases()
         epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
         lengths = [phase.updates(epochs) for phase in phases]
         try:
-            with StopRequest(self.engine.ranks) as stop:
+            with StopRequest(self.engine.ranks) as stop, self.writer:
                 for index in range(self.phase_index, len(phases)):
                     if index != self.phase_index:
                         self.phase_index, self.phase_update = index, 0
@@ -106,24 +113,7 @@ class Trainer:
         self.optimiser.enter(phase, fresh=self.phase_update == 0)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
         while self.phase_update < length:
-            began = time.perf_counter()
-            micro_batches = {name: next(source) for name, source in sources.items()}
-            waited = time.perf_counter() - began
-            clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
-            self.method.train()
-            try:
-                phase.step.run(self.method, micro_batches, clock, self.engine, self.totals)
-            except torch.OutOfMemoryError as error:
-                mend = "lower data.batch_seconds: the result stays the same"
-                raise AsrkitError(f"out of memory: {str(error).splitlines()[0]}", mend=mend) from error
-            norms, finite = self.optimiser.update(phase, self.phase_update, self.engine)
-            self._guard(finite)
-            for name in phase.streams:
-                self.streams[name].consumed()
-            self.method.after_update(clock, self.engine)
-            self.update += 1
-            self.phase_update += 1
-            self._account(began, waited, micro_batches, norms)
+            clock = self.step(phase, length, sources)
             self.view.advance(self.phase_update)
             ended = self.phase_update == length
             milestone = ended and (phase.milestone or final)
@@ -132,45 +122,56 @@ class Trainer:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
 
+    def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
+        """Do one update; return the clock that it went by."""
+        began = time.perf_counter()
+        micro_batches = {name: next(source) for name, source in sources.items()}
+        waited = time.perf_counter() - began
+        clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        self.method.train()
+        totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
+        allow = partial(self.guard.allows, clock, micro_batches, totals)
+        norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
+        for name in phase.streams:
+            self.streams[name].consumed()
+        self.method.after_update(clock, self.engine)
+        self.update += 1
+        self.phase_update += 1
+        self._account(began, waited, micro_batches)
+        if taken:
+            self.totals.add({name: Ratio(*pair) for name, pair in totals.values.items()})
+            self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
+        return clock
+
     def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
         """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
         ended = self.phase_update >= length
         milestone = ended and (phase.milestone or final)
         improved = self.validation_due and self._validate(phase, length, stop)
         stopping = stop.requested()
-        if improved or milestone or stopping or self.update % self.config.checkpoint_every == 0:
-            self._save(best=improved, finished=final and ended and not self.validation_due)
+        # What could not be written is tried again with every row of the log.
+        again = self.update % self.config.log_every == 0 and self.engine.ranks.any(self.writer.behind)
+        if improved or milestone or stopping or again or self.update % self.config.checkpoint_every == 0:
+            self.save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise Interrupted
 
-    def _account(
-        self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]], norms: dict[str, float]
-    ) -> None:
+    def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]]) -> None:
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         self.window["updates"] += 1
         self.window["seconds"] += elapsed
         self.window["wait"] += waited
+        self.window["halved"] += self.memory.halved
+        self.memory.halved = 0
         for batches in micro.values():
             self.window["audio"] += sum(batch.seconds for batch in batches)
-        self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
-
-    def _guard(self, finite: bool) -> None:
-        self.skipped = 0 if finite else self.skipped + 1
-        # fp16's loss scale is found by trying: a few such updates belong to it.
-        if self.skipped and not self.engine.scaler.is_enabled():
-            log.warning("update %d: the gradient is not finite; skipped", self.update)
-        if self.skipped >= self.config.max_skipped_updates:
-            raise AsrkitError(
-                f"{self.skipped} updates in a row had a gradient that is not finite",
-                where=self.exp_dir,
-                mend="lower the learning rate or set optimiser.clip_norm; the last good checkpoint is kept",
-            )
 
     def _log(self, phase: Phase, length: int, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
         figures |= self.method.derived(figures)
-        audio = sum(self.engine.ranks.gather(self.window["audio"]))
+        windows = self.engine.ranks.gather(self.window)
+        audio, halved = (sum(window[name] for window in windows) for name in ("audio", "halved"))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
         row: dict[str, Any] = {
@@ -180,9 +181,13 @@ class Trainer:
             "phase_step": self.phase_update,
             "phase_steps": length,
             **figures,
+            **self.guard.figures(),
+            **({"halved_updates": halved} if halved else {}),
             "learning_rate": max(rates.values()),
             **{f"learning_rate/{name}": rate for name, rate in rates.items()},
-            "grad_norm": max(value for name, value in figures.items() if name.startswith("grad_norm/")),
+            "grad_norm": max(
+                (value for name, value in figures.items() if name.startswith("grad_norm/")), default=float("nan")
+            ),
             "audio_seconds_per_second": audio / seconds,
             "data_wait_share": self.window["wait"] / seconds,
             "seconds": self.seconds,
@@ -195,7 +200,7 @@ class Trainer:
             self.view.show(row)
         reason = self.method.health(row, clock)
         if reason is not None:
-            self._save(best=False, finished=False)
+            self.save(best=False, finished=False)
             raise AsrkitError(f"stopped at step {self.update}: {reason}", where=self.exp_dir)
 
     def _summed(self, values: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> dict[str, float]:
@@ -251,9 +256,10 @@ class Trainer:
             self.best = value
         return improved
 
-    def _save(self, best: bool, finished: bool) -> None:
+    def save(self, best: bool, finished: bool) -> None:
+        """Hand everything that the run is made of to the writer of checkpoints."""
         own = {
-            "generators": _generator_states(self.engine.device),
+            "generators": generator_states(self.engine.device),
             "totals": {
                 name: [part.cpu() if isinstance(part, Tensor) else part for part in pair]
                 for name, pair in self.totals.values.items()
@@ -275,12 +281,11 @@ class Trainer:
                 "validation_due": self.validation_due,
                 "seconds": self.seconds,
                 "best": self.best,
-                "skipped": self.skipped,
+                "guard": self.guard.state_dict(),
                 "finished": finished,
+                "rows": self.metrics.unwritten() if self.metrics is not None else "",
             }
-            self.checkpoints.save(self.update, state, best=best)
-        # A rank that left before the file is written would have torchrun end the one that writes it.
-        self.engine.ranks.barrier()
+            self.writer.submit(self.update, state, best=best)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what a checkpoint holds; with the number of processes that wrote it, the run goes on to the bit.
@@ -295,13 +300,14 @@ class Trainer:
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
         self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]
-        self.validation_due, self.seconds, self.skipped = state["validation_due"], state["seconds"], state["skipped"]
+        self.validation_due, self.seconds, self.rows = state["validation_due"], state["seconds"], state["rows"]
+        self.guard.load_state_dict(state["guard"])
         # Without its file (the newest was damaged, say) the best so far is not to be had any more.
         best = self.checkpoints.named("best")
         self.best = state["best"] if best is not None and update_of(best) <= self.update else None
         rank, written_by = self.engine.ranks.rank, state["ranks"]
         if rank < len(written_by):  # a rank that is new since the checkpoint keeps its seeded generators
-            _set_generator_states(written_by[rank]["generators"], self.engine.device)
+            set_generator_states(written_by[rank]["generators"], self.engine.device)
         if len(written_by) == self.engine.world_size:
             written_by = [written_by[rank]]
         elif rank > 0:
@@ -310,27 +316,6 @@ class Trainer:
             self.totals.add({name: Ratio(*pair) for name, pair in one["totals"].items()})
             self.window = {name: self.window[name] + value for name, value in one["window"].items()}
         log.info("resumed from step %d", self.update)
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_generator_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def seed_generators(seeds: Iterable[int]) -> None:
-    """Seed torch's default generators from several numbers (the run's seed, the rank)."""
-    combined = 0
-    for number in seeds:
-        combined = (combined * 1_000_003 + number + 1) % (1 << 63)
-    torch.manual_seed(combined)
 
 
 def load_weights(method: Method, weights: Mapping[str, Tensor], where: object) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,10 @@ class OptimiserConfig:
             raise AsrkitError("optimiser: weight_decay, clip norms and rate scales are 0 or more")
 
 
+def _all_finite(norms: Mapping[str, float]) -> bool:
+    return all(math.isfinite(norm) for norm in norms.values())
+
+
 class Optimiser:
     """One AdamW for all of a method's groups; a phase decides which of them move."""
 
@@ -75,12 +80,23 @@ class Optimiser:
                 parameter.requires_grad_(name in phase.schedules)
                 parameter.grad = None
 
-    def update(self, phase: Phase, phase_update: int, engine: TrainingEngine) -> tuple[dict[str, float], bool]:
+    def update(
+        self,
+        phase: Phase,
+        phase_update: int,
+        engine: TrainingEngine,
+        allow: Callable[[Mapping[str, float]], bool] = _all_finite,
+    ) -> tuple[dict[str, float], bool]:
         """Clip per group and step.
 
+        Args:
+            phase: says which groups move, and how fast.
+            phase_update: updates done in it.
+            engine: has the loss scale.
+            allow: is given the norms and says whether the step is to be taken; it sees the gradients as they are.
+
         Returns:
-            The gradient norm of each moving group before clipping, and whether the step was taken: a gradient that is not
-            finite changes nothing.
+            The gradient norm of each moving group before clipping, and whether the step was taken; if not, nothing changed.
         """
         # An update without audio on any rank leaves no gradient, and then the scaler has nothing to look at.
         moved = any(parameter.grad is not None for parameter in self.names)
@@ -95,18 +111,21 @@ class Optimiser:
             group["lr"] = phase.schedules[name].rate(phase_update) * scale
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             norms[name] = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=engine.device)
-            limit = self.config.group_clip_norm.get(name, self.config.clip_norm)
-            if limit > 0 and gradients:
-                nn.utils.clip_grads_with_norm_(group["params"], limit, norms[name])
         values = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
-        finite = all(value == value and abs(value) != float("inf") for value in values.values())
+        taken = allow(values)
+        if taken:
+            for group in self.adamw.param_groups:
+                limit = self.config.group_clip_norm.get(group["name"], self.config.clip_norm)
+                if limit > 0 and values.get(group["name"], 0.0) > 0:
+                    nn.utils.clip_grads_with_norm_(group["params"], limit, norms[group["name"]])
         if moved and engine.scaler.is_enabled():
-            engine.scaler.step(self.adamw)
-            engine.scaler.update()
-        elif moved and finite:
+            if taken:
+                engine.scaler.step(self.adamw)
+            engine.lower_or_raise_scale()
+        elif moved and taken:
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return values, finite
+        return values, taken
 
     def rates(self) -> dict[str, float]:
         """Return the learning rates in force, by group."""

@@ -11,6 +11,10 @@ from typing import Any
 from asrkit.training.distributed import Ranks
 
 
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
 class StopRequest:
     """A context in which SIGINT and SIGTERM set a flag instead of ending the process."""
 

@@ -6,12 +6,13 @@ import os
 import pickle
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -66,7 +67,22 @@ def test_what_last_does_not_name_yet_is_not_gone_on_from(tmp_path: Path) -> None
     assert kept(checkpoints) == [5]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone"])
+@hypothesis_settings(max_examples=150)
+@given(data=st.data())
+def test_a_bit_that_turns_is_noticed_or_means_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    path = Checkpoints(folder).save(1, {**state(1), "ranks": [{"generators": {"cpu": torch.arange(64)}}], "best": 0.5})
+    good, content = load(path), bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+    with suppress(AsrkitError):
+        assert_same(load(path), good)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone", "turned"])
 def test_a_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for update in (1, 2, 3):
@@ -75,7 +91,10 @@ def test_a_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest
     whole = path.read_bytes()
     path.unlink()
     if damage != "gone":
-        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"step 3\n"}[damage])
+        weight = whole.index(state(3)["model"]["weight"].numpy().tobytes())
+        turned = whole[:weight] + bytes([whole[weight] ^ 1]) + whole[weight + 1 :]
+        damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"step 3\n", "turned": turned}
+        path.write_bytes(damaged[damage])
     assert newest(checkpoints) == 2
     assert ("trying the one before" in caplog.text) == (damage != "gone")
 
