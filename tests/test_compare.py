@@ -71,6 +71,7 @@ STUDY = {
         "set": "dev-clean",
         "grid": [["STAGE.schedule.learning_rate=1e-3", "STAGE.schedule.learning_rate=2e-3"], ["STAGE.a=1 STAGE.b=2"]],
     },
+    "pairs": [["wav2vec-S", "plain"]],
     "recipes": {
         "plain": {"stage": "finetune", "seeds": [1, 2], "arguments": ["--method", "finetune"]},
         "wav2vec-S": {"stage": "wav2vec_s", "seeds": [1, 2], "arguments": ["--method", "wav2vec_s", "--source", "9h"]},
@@ -191,6 +192,7 @@ def test_the_tables_come_from_the_kept_results_alone(done: Project, tmp_path: Pa
     assert text.endswith("after\n")
     assert "### test-clean, labels 1h" in text
     assert "abacus" in text
+    assert text.count("*wav2vec-S* against *plain*: ") == 4
     row = next(line for line in text.split("### test-clean, labels 1h")[1].splitlines() if line.startswith("| plain"))
     rates = [
         json.loads((done.kept / f"plain/1h/seed{seed}/test-clean/results.json").read_text())["wer"] for seed in (1, 2)
@@ -225,6 +227,7 @@ def test_what_is_finished_is_skipped_and_a_failure_is_told_in_one_line(tmp_path:
         ({"recipes": {"x": {"stage": "a", "seeds": [1], "settings_of": "y"}}}, "takes its settings of 'y'"),
         ({"recipes": {}}, "a study needs recipes"),
         ({"colour": "red"}, "colour"),
+        ({"pairs": [["plain", "unknown"]]}, "pairs holds lists of two"),
     ],
 )
 def test_a_wrong_study_is_one_line(tmp_path: Path, change: dict[str, object], says: str) -> None:

@@ -52,6 +52,8 @@ class Study:
     """Sets that the tables show."""
     search: Search = field(default_factory=Search)
     """What every recipe may choose from."""
+    pairs: list[list[str]] = field(default_factory=list)
+    """Further comparisons, of the first recipe with the second each."""
     recipes: dict[str, Recipe] = field(default_factory=dict)
     """By name; the first is what the others are compared with."""
 
@@ -88,6 +90,8 @@ def load(name: str, home: Path) -> tuple[str, Study]:
             raise AsrkitError(f"the recipe '{key}' needs seeds, and a stage or settings_of", where=path)
         if recipe.settings_of and (recipe.settings_of not in recipes or recipes[recipe.settings_of].settings_of):
             raise AsrkitError(f"the recipe '{key}' takes its settings of '{recipe.settings_of}'", where=path)
+    if any(len(pair) != 2 or not set(pair) <= set(recipes) for pair in study.pairs):
+        raise AsrkitError("pairs holds lists of two recipes' names", where=path)
     return path.stem, study
 
 

@@ -83,6 +83,11 @@ def write_tables(name: str, study: Study, results: Path, output: Path) -> None:
             ]
             if rows:
                 parts += [f"### {test}, labels {subset}\n", markdown_table(HEADINGS, rows, right=RIGHT)]
+                parts += [
+                    _pair(cells[one, subset, test], cells[other, subset, test], one, other)
+                    for one, other in study.pairs
+                    if {(one, subset, test), (other, subset, test)} <= set(cells)
+                ]
     parts += [
         f"![Word error rates of all seeds]({os.path.relpath(plot, output.parent)})\n",
         "± is the sample standard deviation over n seeds. The interval is of the difference in WER from the first recipe, in "
@@ -103,6 +108,14 @@ def _line(
     interval = difference_over_seeds(first.errors, cell.errors, cell.words)
     change = f"{100 * (cell.row.mean('wer') - base) / base:+.0f} %" if base else "–"
     return [*told, change, f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}", f"{cell.minutes:.1f}"]
+
+
+def _pair(one: Cell, other: Cell, name: str, other_name: str) -> str:
+    base = other.row.mean("wer")
+    interval = difference_over_seeds(other.errors, one.errors, one.words)
+    change = f"{100 * (one.row.mean('wer') - base) / base:+.0f} %" if base else "–"
+    span = f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
+    return f"*{name}* against *{other_name}*: {change}, 95 % interval {span} points.\n"
 
 
 def _about(cells: Mapping[tuple[str, str, str], Cell]) -> str:
