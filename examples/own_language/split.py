@@ -125,7 +125,8 @@ def split(
         while taken < share * total or name not in place.values():
             left = [speaker for speaker in order if speaker not in place]
             others = [one for one in wanted if one != name and one not in place.values()]
-            if len(left) <= 1 + len(others) and name in place.values():
+            has_one = name in place.values()
+            if has_one and (len(left) <= 1 + len(others) or spoken[left[0]] > LARGEST * total):
                 break
             place[left[0]] = name
             taken += spoken[left[0]]
