@@ -272,7 +272,8 @@ def test_classes_of_fairseq_are_not_needed(tmp_path: Path, monkeypatch: pytest.M
     found["cfg"]["common"] = {"backend": choice.fp16, "where": Path("/data")}
     torch.save(found, tmp_path / "model.pt")
     monkeypatch.undo()
-    assert read_pickled(tmp_path / "model.pt")["cfg"]["common"]["backend"] == "c10d"
+    # Some releases of Python pickle a member of an Enum by its value, some by its name.
+    assert read_pickled(tmp_path / "model.pt")["cfg"]["common"]["backend"] in ("c10d", "fp16")
     foreign.run_import(tmp_path / "model.pt", tmp_path / "ours")
 
 
