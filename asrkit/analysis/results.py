@@ -22,7 +22,7 @@ FILE = "results.json"
 BEGIN = "<!-- asrkit results {name}: begin; what stands between these two lines is overwritten -->"
 END = "<!-- asrkit results {name}: end -->"
 _TEXTS = ("corpus", "set", "decoder", "recipe", "method", "subset")
-_LOG_WIDTH = 120
+_LOG_WIDTH = 150
 _NUMBERS = ("wer", "cer", "words", "utterances", "seed")
 
 

@@ -28,6 +28,9 @@ from asrkit.text.units import Units
 
 _IMPOSSIBLE = -1e4
 """Log-probability of what cannot be; with minus infinity, sums over paths become no numbers."""
+_TIE_BREAK = 1e-4
+"""Width of the fixed noise on scores. Those of bf16 often tie, and of equal prefixes flashlight keeps the one that lies first
+in memory: without it, the same scores would not always give the same reading."""
 
 
 def available() -> bool:
@@ -144,6 +147,8 @@ class FlashlightDecoder(Decoder):
         """Return contiguous float32 scores: what stands for no text is blank, and a last boundary ends the last word."""
         silent = list(self.units.silent)
         emissions = np.array(log_probs, dtype=np.float32).reshape(-1, len(self.units))
+        # Row after row, so that a frame's noise does not depend on how many follow.
+        emissions += _TIE_BREAK * (np.random.default_rng(0).random(emissions.shape, np.float32) - np.float32(0.5))
         if len(silent) > 1 and len(emissions):
             emissions[:, silent[0]] = np.logaddexp.reduce(emissions[:, silent], axis=1)
             emissions[:, silent[1:]] = _IMPOSSIBLE

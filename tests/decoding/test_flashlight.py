@@ -104,6 +104,20 @@ def test_other_weights_share_the_model(lm: Path) -> None:
     assert first.config.lm_weight == 0.0
 
 
+def test_ties_do_not_depend_on_memory() -> None:
+    """Coarse scores tie all the time; what is kept of them must not depend on where it lies."""
+    units = Units((BLANK, "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    rng = np.random.default_rng(1)
+    logits = np.round(3 * rng.standard_normal((150, len(units))), 0)
+    scores = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
+    found, kept = set(), []
+    for number in range(6):
+        kept.append(bytearray(1000 * number))
+        (best,) = FlashlightDecoder(units, 50.0, BeamConfig(beam=30)).search(scores)
+        found.add((best.text, round(best.score, 4)))
+    assert len(found) == 1
+
+
 def test_silence_is_empty(lm: Path) -> None:
     lexicon, _ = spell(["A", "AB", "B"], UNITS)
     for decoder in (
