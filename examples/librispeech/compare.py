@@ -34,8 +34,8 @@ class Runner:
 
     def everything(self) -> None:
         """Search, then run all seeds."""
-        self._prepare()
         chosen = [name for name in self.recipes if self.options.only in name]
+        self._prepare(pretrain=any("--init" not in self.recipes[name].arguments for name in chosen))
         owners = dict.fromkeys(self.recipes[name].settings_of or name for name in chosen)
         self._all([run for name in owners for run in self._searched(name)], self.study.subsets[:1], "search")
         for name in owners:
@@ -45,10 +45,10 @@ class Runner:
         runs.sort(key=lambda run: run.seed)
         self._all(runs, self.study.subsets, "runs")
 
-    def _prepare(self) -> None:
-        """Prepare the data and pre-train once for all recipes."""
-        shared = ["--stop-stage", "2", "--exp-dir", str(self.options.exp_dir / "shared"), "--", *self.study.pretraining]
-        self._call([*self.study.arguments, *shared], "shared")
+    def _prepare(self, *, pretrain: bool) -> None:
+        """Prepare the data and pre-train once for all recipes that start from it."""
+        shared = ["--stop-stage", "2" if pretrain else "1", "--exp-dir", str(self.options.exp_dir / "shared")]
+        self._call([*self.study.arguments, *shared, "--", *self.study.pretraining], "shared")
 
     def _run(self, name: str, point: int, seed: int) -> Run:
         recipe = self.recipes[name]
