@@ -49,6 +49,22 @@ shift
 exec "$@"
 """
 
+PYTHON = f"""#!/bin/sh
+# Notes what is to be downloaded and leaves its folders and files; everything else is Python's.
+[ "$2" = asrkit.data.download ] || exec {sys.executable} "$@"
+echo "$*" >>"$CALLS"
+corpus=$4
+shift 4
+for part in "$@"; do
+    case $part in
+    lexicon) mkdir -p "$corpus/lm" && : >"$corpus/lm/librispeech-lexicon.txt" ;;
+    4-gram) mkdir -p "$corpus/lm" && : >"$corpus/lm/4-gram.arpa.gz" ;;
+    librispeech_finetuning) mkdir -p "$corpus/$part" ;;
+    *) mkdir -p "$corpus/LibriSpeech/$part" ;;
+    esac
+done
+"""
+
 
 class Project:
     """A copy of the recipe with a stand-in for the command asrkit."""
@@ -63,7 +79,7 @@ class Project:
                     "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
                 )
         (folder / ".venv" / "bin").mkdir(parents=True)
-        for name, content in (("asrkit", STUB), ("torchrun", TORCHRUN)):
+        for name, content in (("asrkit", STUB), ("torchrun", TORCHRUN), ("python", PYTHON)):
             stub = folder / ".venv" / "bin" / name
             stub.write_text(content)
             stub.chmod(0o755)
@@ -314,7 +330,9 @@ def test_the_papers_settings_are_a_run_of_their_own(project: Project, subset: st
     assert done.returncode == 0, done.stderr
     stage, tuned = [call for call in project.calls() if call.startswith("train conf/mini/")][1:]
     assert stage.startswith("train conf/mini/wav2vec_s_mini.yaml ")
-    assert tuned.startswith("train conf/mini/finetune_mini_10h_paper.yaml exp_dir=exp/a/wav2vec_s_9h_finetune_10h_paper ")
+    assert tuned.startswith(
+        "train conf/mini/finetune_mini_10h_paper.yaml exp_dir=exp/a/wav2vec_s_9h_finetune_10h_paper "
+    )
 
 
 def test_several_machines_train_together_and_one_does_the_rest(project: Project) -> None:
@@ -328,7 +346,8 @@ def test_several_machines_train_together_and_one_does_the_rest(project: Project)
     done = project.run(*REFINE, "--subset", "1h", *several, SLURM_NODEID="0")
     assert done.returncode == 0, done.stderr
     first = project.calls()
-    torchrun = "torchrun --nnodes 2 --node-rank {} --nproc-per-node 4 --master-addr first --master-port {} --rdzv-conf timeout=86400 "
+    torchrun = "torchrun --nnodes 2 --node-rank {} --nproc-per-node 4 --master-addr first --master-port {} "
+    torchrun += "--rdzv-conf timeout=86400 "
     launched = [[call for call in calls if call.startswith("torchrun")] for calls in (first, second)]
     assert launched == [[torchrun.format(rank, 5000 + stage) for stage in (2, 3, 4)] for rank in (0, 1)]
     assert [call for call in second if not call.startswith("torchrun")] == [
@@ -454,6 +473,23 @@ def test_corpus_is_checked_for_what_the_configuration_reads(project: Project) ->
     for subset in ("1h", "100h", "960h"):
         done = project.run(*LIBRISPEECH, "--subset", subset)
         assert done.returncode == 0, done.stderr
+
+
+def test_what_is_downloaded_is_what_the_run_reads(project: Project) -> None:
+    tests = "dev-clean dev-other {}test-clean test-other"
+    limited = tests.format("librispeech_finetuning ")
+    for arguments, parts in (
+        (["--subset", "1h"], f"{limited} train-clean-100"),
+        (["--subset", "100h", "--lm", "official"], f"4-gram {tests.format('')} train-clean-100"),
+        (["--subset", "960h"], f"{tests.format('')} train-clean-100 train-clean-360 train-other-500"),
+        (
+            ["--subset", "1h", "--", "units.kind=phone", "units.lexicon=c/lm/librispeech-lexicon.txt"],
+            f"{limited.replace(' lib', ' lexicon lib')} train-clean-100",
+        ),
+    ):
+        done = project.run(*LIBRISPEECH, "--download", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert project.calls() == [f"-m asrkit.data.download --corpus-dir c {parts}"]
 
 
 def test_a_broken_override_is_one_line(project: Project) -> None:

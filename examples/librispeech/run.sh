@@ -29,7 +29,8 @@
 #   --init EXP                  an experiment to start from in place of stage 2; `scratch` starts from random weights
 #   --lm NAME                   a language model for stage 5, which then decodes with and without, its weights searched on
 #                               dev-clean: train (a 4-gram of the transcripts of --subset), official or official-small
-#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none)
+#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none). Stage 0
+#                               also fetches the lexicon of units.lexicon=CORPUS_DIR/lm/librispeech-lexicon.txt
 #   --seed N                    (1)
 #   --data-dir DIR              prepared data (data/CORPUS)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
@@ -251,13 +252,20 @@ if [ "$route" = refine ]; then
     case $init in scratch) name=${method}_scratch ;; *) name=$method ;; esac
     refined=$exp_dir/${name}_$source tuned=$exp_dir/${name}_${source}_finetune_$subset$variant
 fi
-# The file of --lm, and its name for the download.
-lm_file="" lm_part=""
+# The file of --lm, and what is fetched beside speech.
+lm_file="" text_parts=()
 case $lm in
 train) lm_file=$tuned/lm/train_4gram.arpa ;;
-official) lm_file=$corpus_dir/lm/4-gram.arpa.gz lm_part=4-gram ;;
-official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz lm_part=3-gram-small ;;
+official) lm_file=$corpus_dir/lm/4-gram.arpa.gz text_parts=(4-gram) ;;
+official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz text_parts=(3-gram-small) ;;
 esac
+for override in "${overrides[@]}"; do
+    case $override in
+    units.lexicon=*)
+        [ "$(absolute "${override#*=}")" != "$corpus_dir/lm/librispeech-lexicon.txt" ] || text_parts+=(lexicon)
+        ;;
+    esac
+done
 
 # Of several machines only the first one checks and writes; the others follow it into the training stages.
 first() { [ "$node_rank" -eq 0 ]; }
@@ -387,11 +395,11 @@ elif begin 0 "corpus" "$corpus_dir${network:+, $network}" "${network:+$corpus_di
     parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
-        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" $lm_part dev-clean dev-other test-clean test-other | sort -u)
+        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" "${text_parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
         python -m asrkit.data.download --corpus-dir "$corpus_dir" "${fetched[@]}"
     fi
     check_corpus "${parts[@]}"
-    [ -z "$lm_part" ] || [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)"
+    case $lm in official*) [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)" ;; esac
     finish 0
 fi
 
