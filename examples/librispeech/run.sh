@@ -26,7 +26,8 @@
 #   --subset NAME               labelled speech of the last stage: 10min, 1h, 9h, 10h, 100h or 960h (10h)
 #   --follow NAME               whose settings the fine-tuning of base and large has, where the two differ: fairseq, its released
 #                               configurations, or paper, the wav2vec 2.0 paper's table 6 (fairseq)
-#   --init EXP                  an experiment to start from in place of stage 2; `scratch` starts from random weights
+#   --init EXP                  an experiment to start from in place of stage 2, such as `asrkit import` makes of a published
+#                               checkpoint; `scratch` starts from random weights
 #   --lm NAME                   a language model for stage 5, which then decodes with and without, its weights searched on
 #                               dev-clean: train (a 4-gram of the transcripts of --subset), official or official-small
 #                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none). Stage 0
@@ -355,7 +356,7 @@ from_start() {
         scratch) return ;;
         "") start=$pretrained ;;
         *)
-            [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (it has no config.yaml)"
+            [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (asrkit import makes one of another toolkit's checkpoint)"
             start=$init
             ;;
         esac
