@@ -230,7 +230,11 @@ def _after(home: Path, damage: Damage, kind: str) -> None:
     stream = Stream(config, DataConfig(dir=str(home / "data"), batch_seconds=1.0, workers=0), None, seed=1)
     with Lines(logging.getLogger("asrkit.data")) as lines:
         batches = [batch for _ in range(stream.updates_per_epoch) for batch in next(stream)]
-    waves = {name: batch.waves[row, : batch.host_lengths[row]].numpy() for batch in batches for row, name in enumerate(batch.ids)}
+    waves = {
+        name: batch.waves[row, : batch.host_lengths[row]].numpy()
+        for batch in batches
+        for row, name in enumerate(batch.ids)
+    }
     assert {f"good-{number}" for number in range(GOOD)} <= set(waves), "a good utterance is lost"
     if "bad" not in waves:
         assert stream.skipped == 1, "an utterance is neither used nor counted"

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bad_audio
+import bad_tables
 import numpy as np
 import pytest
 from faults import Case, Random
 
 KINDS: dict[str, tuple[Callable[[int, Random], Iterator[Case]], int]] = {
     "audio": (bad_audio.cases, 250),
+    "manifests": (bad_tables.cases, 200),
 }
 """Generators, and how many are taken of each."""
 
