@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bad_audio
+import bad_checkpoints
+import bad_configs
 import bad_tables
+import bad_transcripts
 import numpy as np
 import pytest
 from faults import Case, Random
@@ -18,6 +21,9 @@ from faults import Case, Random
 KINDS: dict[str, tuple[Callable[[int, Random], Iterator[Case]], int]] = {
     "audio": (bad_audio.cases, 250),
     "manifests": (bad_tables.cases, 200),
+    "transcripts": (bad_transcripts.cases, 140),
+    "configs": (bad_configs.cases, 160),
+    "checkpoints": (bad_checkpoints.cases, 130),
 }
 """Generators, and how many are taken of each."""
 
