@@ -23,8 +23,10 @@ from asrkit.methods.registry import METHODS
 from asrkit.training.config import schema
 
 WILD: tuple[Any, ...] = (
-    -1, 0, 1, 2, 3, -0.5, 0.5, 0.999, 1.5, 1e-12, 1e12, -1e300, float("inf"), float("-inf"), float("nan"), True, None, "", "x", "auto",
-    "010", "1e-3", "../..", "\x00", "é" * 300, [], [1], [[1]], ["x", "y"], [0, -1], {}, {"a": 1}, {"name": "x"}, "${seed}", "${oc.env:NOWHERE}",
+    -1, 0, 1, 2, 3, -0.5, 0.5, 0.999, 1.5, 1e-12, 1e12, -1e300, float("inf"), float("-inf"), float("nan"), True, None, "", "x",
+    "auto",
+    "010", "1e-3", "../..", "\x00", "é" * 300, [], [1], [[1]], ["x", "y"], [0, -1], {}, {"a": 1}, {"name": "x"},
+    "${seed}", "${oc.env:NOWHERE}",
     "${data", "???",
 )  # fmt: skip
 

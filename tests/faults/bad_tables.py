@@ -54,7 +54,8 @@ def _check(home: Path, run: Callable[[], Any], good: set[str]) -> None:
     assert (index.durations < 36).all()
     for name, text in texts.items():
         assert name.split() == [name]
-        assert text.strip() and text.isprintable(), f"a text that nobody speaks: {text!r}"
+        assert text.strip()
+        assert text.isprintable(), f"a text that nobody speaks: {text!r}"
 
 
 def _refused(run: Callable[[], Any]) -> None:

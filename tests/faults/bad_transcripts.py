@@ -20,9 +20,11 @@ GOOD = 3
 ONE = PrepareConfig(workers=1)
 
 TEXTS = (
-    "", " ", "\t", "\u3000", "\u200b\u200b", "...", "?!", "''", "|", "A|B", "HE\x00LLO", "\x1b[31mRED\x1b[0m", "BE\x07LL", "DEL\x7fETE",
+    "", " ", "\t", "\u3000", "\u200b\u200b", "...", "?!", "''", "|", "A|B", "HE\x00LLO", "\x1b[31mRED\x1b[0m", "BE\x07LL",
+    "DEL\x7fETE",
     "A\x08B", "\x80\x9f", "HE\ufffdLLO", "\ufffe", "\uffff", "LONE \udc80", "\ud800", "\u202eDERAEHS", "A\u2028B", "FULL\ufeff",
-    "A" * 20_000, "WORD " * 3000, "1234", "e\u0301" * 50, "\u0301", "𝕬", "👍🏽", "\u1100\u1161", "ß", "ﬁ", "ſ", "İ", "\xa0", "A\x0bB", "A\x85B",
+    "A" * 20_000, "WORD " * 3000, "1234", "e\u0301" * 50, "\u0301", "𝕬", "👍🏽", "\u1100\u1161", "ß", "ﬁ", "ſ", "İ", "\xa0",
+    "A\x0bB", "A\x85B",
 )  # fmt: skip
 """Transcripts of one utterance."""
 
