@@ -8,8 +8,7 @@ Shapes: S samples, K channels.
 
 from __future__ import annotations
 
-import os
-import stat
+import io
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,9 @@ from lhotse import AudioSource, MonoCut, MultiCut
 from lhotse.augmentation import get_or_create_resampler
 from lhotse.utils import compute_num_samples
 
+from asrkit.data.shards import read_member
 from asrkit.errors import AsrkitError
+from asrkit.files import file_problem
 
 _LOSSY_SECONDS = 0.1
 """What decoders of lossy formats may differ by from the length that a file states."""
@@ -31,6 +32,11 @@ def read(cut: MonoCut | MultiCut, sample_rate: int) -> np.ndarray:
     Raises:
         AsrkitError: if the file is missing, damaged, empty or not finite, or is not the one that the manifest describes.
     """
+    return _finish(read_channels(cut), cut.sampling_rate, sample_rate, cut.id)
+
+
+def read_channels(cut: MonoCut | MultiCut) -> np.ndarray:
+    """Return a cut's channels as they were recorded, float32 (K, S); raises as `read` does."""
     wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
     try:
         channels = [
@@ -40,18 +46,20 @@ def read(cut: MonoCut | MultiCut, sample_rate: int) -> np.ndarray:
             for channel, samples in zip(source.channels, _load(source, cut), strict=True)
             if channel in wanted
         ]
+        return np.stack(channels)
     except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise AsrkitError(f"cannot read audio: {_reason(error)}", where=cut.id) from None
-    return _finish(np.stack(channels), cut.sampling_rate, sample_rate, cut.id)
 
 
 def _load(source: AudioSource, cut: MonoCut | MultiCut) -> np.ndarray:
-    """Return the samples (K, S) of a cut's stretch of a file, all channels of the file."""
-    problem = file_problem(source.source)
-    if problem:
+    """Return the samples (K, S) of a cut's stretch of a file or of a member of a shard, all channels of it."""
+    place: str | io.BytesIO = source.source
+    if source.type == "shar":
+        place = io.BytesIO(read_member(source.source))
+    elif problem := file_problem(source.source):
         raise ValueError(problem)
     rate = cut.sampling_rate
-    with soundfile.SoundFile(source.source) as file:
+    with soundfile.SoundFile(place) as file:
         if (file.samplerate, file.channels) != (rate, len(source.channels)):
             found = f"{file.samplerate} Hz and {file.channels} channel(s)"
             raise ValueError(f"the file has {found}, but had {rate} Hz and {len(source.channels)} when it was prepared")
@@ -66,19 +74,6 @@ def _load(source: AudioSource, cut: MonoCut | MultiCut) -> np.ndarray:
     if missing > rate // 100:
         raise ValueError(f"{missing} of {cut.num_samples} samples are missing")
     return samples.T
-
-
-def file_problem(path: str | Path) -> str | None:
-    """Return why a path names no plain file with something in it, None where it does; a pipe would be waited for."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return "no such file" if isinstance(error, FileNotFoundError) else f"unreadable file: {error.strerror}"
-    except ValueError:
-        return "unreadable file: a name that no file can have"
-    if not stat.S_ISREG(found.st_mode):
-        return "not a plain file"
-    return "an empty file" if found.st_size == 0 else None
 
 
 def load_file(path: str | Path, sample_rate: int, start: int = 0, frames: int = -1) -> np.ndarray:

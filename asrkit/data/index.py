@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from lhotse import MonoCut, MultiCut
 
+from asrkit.data.remote import check_location
+from asrkit.data.shards import locate
 from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 
@@ -100,6 +102,8 @@ class SetIndex:
             durations = rows["duration"][first : first + _BLOCK_ROWS]
             if not ((durations > 0) & (durations < _MOST_SECONDS)).all():
                 raise AsrkitError("a damaged set: durations that no utterance has", where=folder / INDEX, mend=mend)
+        if info.get("shards"):
+            check_location(str(info["shards"]))
         return cls(folder, rows, manifest, info)
 
     def __len__(self) -> int:
@@ -156,7 +160,11 @@ class SetIndex:
         """Return utterance ``row`` as a lhotse cut."""
         record = self.read_record(row)
         try:
-            return (MultiCut if record.get("type") == "MultiCut" else MonoCut).from_dict(record)
+            cut = (MultiCut if record.get("type") == "MultiCut" else MonoCut).from_dict(record)
+            for source in cut.recording.sources:
+                if source.type == "shar":
+                    source.source = locate(self.dir, source.source)
+            return cut
         except Exception as error:  # lhotse raises whatever a wrong field leads to
             what = f"a damaged line: {type(error).__name__} {error}"
             raise AsrkitError(what, where=record["id"], mend="run `asrkit prepare` again") from None

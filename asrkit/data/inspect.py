@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import soundfile
 
-from asrkit.data.audio import file_problem
 from asrkit.data.pauses import FRAMES_PER_SECOND, cut_at_pauses
+from asrkit.files import file_problem
 
 _BLOCK_SECONDS = 30
 _SAMPLED_BYTES = 1 << 16

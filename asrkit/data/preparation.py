@@ -23,12 +23,13 @@ from asrkit.data.folders import building
 from asrkit.data.index import CUTS, INDEX, INDEX_DTYPE, SET, write_index
 from asrkit.data.inspect import FileReport, Job, Piece, Span
 from asrkit.data.overlap import FINGERPRINT, Fingerprint
+from asrkit.data.shards import SHARDS
 from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 from asrkit.text.normalise import TextConfig, normalise
 
 REJECTS = "rejects.tsv"
-FILES = (CUTS, INDEX, SET, REJECTS, FINGERPRINT)
+FILES = (CUTS, INDEX, SET, REJECTS, FINGERPRINT, SHARDS)
 """Everything that a prepared set consists of."""
 
 WORD_BOUNDARY = "|"
