@@ -55,7 +55,7 @@ def _load(source: AudioSource, cut: MonoCut | MultiCut) -> np.ndarray:
     """Return the samples (K, S) of a cut's stretch of a file or of a member of a shard, all channels of it."""
     place: str | io.BytesIO = source.source
     if source.type == "shar":
-        place = io.BytesIO(read_member(source.source))
+        place = io.BytesIO(read_member(source.source, cut.id))
     elif problem := file_problem(source.source):
         raise ValueError(problem)
     rate = cut.sampling_rate

@@ -110,6 +110,8 @@ class _OpenFiles:
             if len(self._handles) > _OPEN_FILES:
                 os.close(self._handles.popitem(last=False)[1])
         self._handles.move_to_end(path)
+        # A damaged manifest may ask for any number of bytes.
+        size = min(size, max(0, os.fstat(self._handles[path]).st_size - offset))
         parts = []
         while size > 0 and (part := os.pread(self._handles[path], size, offset)):
             parts.append(part)

@@ -16,7 +16,6 @@ import multiprocessing
 import shutil
 import sys
 import tarfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,7 +36,7 @@ from asrkit.data.checking import available_cores
 from asrkit.data.folders import building
 from asrkit.data.index import CUTS, INDEX, SET, SetIndex, write_index
 from asrkit.data.remote import check_location, is_url, put
-from asrkit.data.shards import SHARDS, Member
+from asrkit.data.shards import SHARDS, Member, checksum
 from asrkit.errors import AsrkitError
 
 FORMATS = ("flac", "opus")
@@ -180,7 +179,7 @@ def _write_shard(job: _Job) -> list[MonoCut | MultiCut]:
                 offset = _add(tar, f"{cut.id}.{suffix}", data)
                 _add(tar, f"{cut.id}.json", json.dumps(cut.recording.to_dict()).encode() + b"\n")
                 manifest.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
-                member = Member(f"{job.name}/{names[1]}", offset, len(data), zlib.crc32(data))
+                member = Member(f"{job.name}/{names[1]}", offset, len(data), checksum(cut.id, data))
                 cut.recording.sources[0].source = str(member)
                 found.append(cut)
         if job.upload:

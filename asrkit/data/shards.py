@@ -29,7 +29,7 @@ class Member:
     size: int
     """Its bytes."""
     checksum: int
-    """Their CRC-32."""
+    """`checksum` of the utterance's id and these bytes."""
 
     def __str__(self) -> str:
         return f"{self.shard}#{self.offset}+{self.size}:{self.checksum:08x}"
@@ -50,8 +50,13 @@ def locate(set_dir: Path, member: str) -> str:
     return str(Member(shard, found.offset, found.size, found.checksum))
 
 
-def read_member(member: str) -> bytes:
-    """Return the content of a member.
+def checksum(utterance: str, data: bytes) -> int:
+    """Return the CRC-32 of an utterance's id and its bytes: those of another utterance are wrong too."""
+    return zlib.crc32(data, zlib.crc32(utterance.encode()))
+
+
+def read_member(member: str, utterance: str) -> bytes:
+    """Return the content of an utterance's member.
 
     Raises:
         AsrkitError: if a URL's protocol lacks a package.
@@ -62,6 +67,6 @@ def read_member(member: str) -> bytes:
     data = read_range(found.shard, found.offset, found.size)
     if len(data) < found.size:
         raise ValueError(f"the shard {found.shard} ends before byte {found.offset + found.size}")
-    if zlib.crc32(data) != found.checksum:
-        raise ValueError(f"the shard {found.shard} holds other bytes at {found.offset} than were written there")
+    if checksum(utterance, data) != found.checksum:
+        raise ValueError(f"the shard {found.shard} holds other bytes at {found.offset} than were written for it")
     return data

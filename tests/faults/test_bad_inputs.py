@@ -12,6 +12,7 @@ from pathlib import Path
 import bad_audio
 import bad_checkpoints
 import bad_configs
+import bad_shards
 import bad_tables
 import bad_transcripts
 import numpy as np
@@ -24,6 +25,7 @@ KINDS: dict[str, tuple[Callable[[int, Random], Iterator[Case]], int]] = {
     "transcripts": (bad_transcripts.cases, 140),
     "configs": (bad_configs.cases, 160),
     "checkpoints": (bad_checkpoints.cases, 130),
+    "shards": (bad_shards.cases, 120),
 }
 """Generators, and how many are taken of each."""
 
