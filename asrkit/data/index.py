@@ -81,6 +81,16 @@ class SetIndex:
     @classmethod
     def open(cls, set_dir: str | Path) -> SetIndex:
         """Map the set in ``set_dir``; raises AsrkitError when it is not a prepared set, or a damaged one."""
+        index = cls._map(set_dir)
+        for first in range(0, len(index), _BLOCK_ROWS):
+            durations = index.durations[first : first + _BLOCK_ROWS]
+            if not ((durations > 0) & (durations < _MOST_SECONDS)).all():
+                what = "a damaged set: durations that no utterance has"
+                raise AsrkitError(what, where=index.dir / INDEX, mend="run `asrkit prepare` again")
+        return index
+
+    @classmethod
+    def _map(cls, set_dir: str | Path) -> SetIndex:
         folder = Path(set_dir)
         mend = "run `asrkit prepare` again"
         for name in (CUTS, INDEX, SET):
@@ -98,10 +108,6 @@ class SetIndex:
             raise AsrkitError("the index has another format than this version's", where=folder / INDEX, mend=mend)
         if not 0 <= int(rows["offset"][-1]) < len(manifest):
             raise AsrkitError("the index and the manifest are of different runs", where=folder, mend=mend)
-        for first in range(0, len(rows), _BLOCK_ROWS):
-            durations = rows["duration"][first : first + _BLOCK_ROWS]
-            if not ((durations > 0) & (durations < _MOST_SECONDS)).all():
-                raise AsrkitError("a damaged set: durations that no utterance has", where=folder / INDEX, mend=mend)
         if info.get("shards"):
             check_location(str(info["shards"]))
         return cls(folder, rows, manifest, info)
@@ -110,7 +116,7 @@ class SetIndex:
         return len(self.rows)
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return (SetIndex.open, (self.dir,))
+        return (SetIndex._map, (self.dir,))
 
     @property
     def name(self) -> str:
