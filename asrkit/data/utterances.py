@@ -51,9 +51,9 @@ class Utterances:
 
     def column(self, name: str, places: np.ndarray) -> np.ndarray:
         """Return a column of the indices at ``places`` int (k,)."""
-        sets, rows = self._locate(places)
         if len(self.sets) == 1:
-            return np.asarray(self.sets[0].rows[name][rows])
+            return np.asarray(self.sets[0].rows[name][places if self._rows is None else self._rows[places]])
+        sets, rows = self._locate(places)
         found = np.empty(len(places), dtype=self.sets[0].rows.dtype[name])
         for number in np.unique(sets):
             here = sets == number
