@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ log = logging.getLogger("asrkit.data")
 
 _HOPELESS = 200
 """Unreadable utterances in a row after which a run stops: the disk is gone, not a file."""
+_RECENT, _FEW = 1000, 20
+"""Utterances of which a share may be unreadable, and how many of them may be in any case."""
 _WORKER_DEATHS = 3
 """Times that workers may die before a run stops."""
 
@@ -99,6 +102,7 @@ class Stream:
         self._given = 0
         self._unreadable: set[str] = set()
         self._failures_in_a_row = 0
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._deaths = 0
         self._items: Iterator[Loaded] | None = None
 
@@ -251,11 +255,19 @@ class Stream:
                 log.warning("utterance skipped: %s", reason)
         self._failures_in_a_row = 0 if item.batch is not None else self._failures_in_a_row + len(item.failures)
         if self._failures_in_a_row >= _HOPELESS:
-            raise AsrkitError(
-                f"the last {self._failures_in_a_row} utterances could not be read; {item.failures[-1][1]}",
-                where=self.folder,
-                mend="is the corpus still where it was when it was prepared?",
-            )
+            raise self._hopeless(f"the last {self._failures_in_a_row} utterances", item)
+        self._recent.extend([False] * (len(item.batch.ids) if item.batch is not None else 0))
+        self._recent.extend([True] * len(item.failures))
+        failed = sum(self._recent) if item.failures else 0
+        if failed > max(_FEW, self.data_config.max_unreadable * len(self._recent)):
+            raise self._hopeless(f"{failed} of the last {len(self._recent)} utterances", item)
+
+    def _hopeless(self, which: str, item: Loaded) -> AsrkitError:
+        return AsrkitError(
+            f"{which} could not be read; {item.failures[-1][1]}",
+            where=self.folder,
+            mend="is the corpus still where it was when it was prepared? data.max_unreadable is the share that may be lost",
+        )
 
 
 def evaluation_batches(
