@@ -59,6 +59,8 @@ def file_problem(path: str | Path) -> str | None:
         return "unreadable file: a name that no file can have"
     if not stat.S_ISREG(found.st_mode):
         return "not a plain file"
+    if not os.access(path, os.R_OK):
+        return "unreadable file: Permission denied"
     return "an empty file" if found.st_size == 0 else None
 
 
