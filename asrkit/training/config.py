@@ -150,6 +150,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "data.batch_seconds",
+    "data.max_unreadable",
     "training.threads",
     "training.log_every",
     "training.validate_every",
