@@ -1,10 +1,11 @@
 """How fast audio is read: asrkit's stream from FLAC, Opus and shards, beside torch's plain DataLoader and lhotse's default.
 
     python benchmarks/loader.py                               two minutes of rounds on utterances that are made for it
-    python benchmarks/loader.py --audio recordings/ --workers 4
+    python benchmarks/loader.py --audio recordings/
 
-Each contender reads the same utterances, decodes them and pads them to batches of about the same size, with the same number of
-worker processes. Told are seconds of audio per second and worker. asrkit's stream also plans epochs, checks what it reads, and
+Each contender reads the same utterances, decodes them and pads them to batches of about the same size, in the process that
+measures, on one thread: what one worker does (with workers of their own, some would read ahead in others' turns). Told are seconds
+of audio per second and worker. asrkit's stream also plans epochs, checks what it reads, and
 keeps a state that can be resumed; the plain DataLoader does none of that.
 """
 
@@ -85,17 +86,10 @@ class Padded(torch.utils.data.Dataset[Any]):
         return waves, lengths
 
 
-def start(_: int) -> None:
-    """Hold a worker to one thread, as asrkit's are."""
-    torch.set_num_threads(1)
-
-
-def stream(data: Path, workers: int) -> Callable[[], None]:
-    """Return a call that reads one epoch of asrkit's stream; its workers go on from call to call."""
+def stream(data: Path) -> Callable[[], None]:
+    """Return a call that reads one epoch of asrkit's stream."""
     config = StreamConfig(sets=["audio"], seconds_per_update=BATCH_SECONDS)
-    reading = Stream(
-        config, DataConfig(dir=str(data), batch_seconds=BATCH_SECONDS, workers=workers, prefetch=2), None, 1
-    )
+    reading = Stream(config, DataConfig(dir=str(data), batch_seconds=BATCH_SECONDS, workers=0), None, 1)
 
     def epoch() -> None:
         for _ in range(reading.updates_per_epoch):
@@ -115,7 +109,7 @@ def endless(loader: DataLoader[Any]) -> Callable[[], None]:
     return epoch
 
 
-def contenders(home: Path, audio: Path, workers: int) -> dict[str, Callable[[], None]]:
+def contenders(home: Path, audio: Path) -> dict[str, Callable[[], None]]:
     """Prepare all forms of the recordings and return who reads them."""
     to_opus(home / "opus", audio)
     config = PrepareConfig(workers=1)
@@ -133,21 +127,18 @@ def contenders(home: Path, audio: Path, workers: int) -> dict[str, Callable[[], 
         "asrkit, Opus shards": "opus-shards",
         "asrkit, FLAC shards by fsspec": "flac-shards-url",
     }
-    found = {name: stream(home / place, workers) for name, place in own.items()}
-    shared: dict[str, Any] = {"num_workers": workers}
-    if workers:
-        shared |= {"persistent_workers": True, "prefetch_factor": 2, "worker_init_fn": start}
+    found = {name: stream(home / place) for name, place in own.items()}
     files = Files(audio)
     mean = statistics.mean(soundfile.info(path).duration for path in files.paths)
     size = max(1, int(BATCH_SECONDS / mean))
-    found[TORCH] = endless(DataLoader(files, batch_size=size, shuffle=True, collate_fn=pad_waves, **shared))
+    found[TORCH] = endless(DataLoader(files, batch_size=size, shuffle=True, collate_fn=pad_waves))
     cuts = CutSet.from_jsonl_lazy(home / "flac-files/audio" / CUTS)
     sampler = DynamicBucketingSampler(cuts, max_duration=BATCH_SECONDS, shuffle=True, num_buckets=5)
-    found["lhotse, FLAC files"] = endless(DataLoader(Padded(), sampler=sampler, batch_size=None, **shared))
+    found["lhotse, FLAC files"] = endless(DataLoader(Padded(), sampler=sampler, batch_size=None))
     shar = CutSet.from_shar(in_dir=home / "flac-shards/audio/shards", shuffle_shards=True)
     sampler = DynamicBucketingSampler(shar, max_duration=BATCH_SECONDS, shuffle=True, num_buckets=5)
     wrapped = IterableDatasetWrapper(Padded(), sampler)
-    found["lhotse, FLAC Shar"] = endless(DataLoader(wrapped, batch_size=None, **shared))
+    found["lhotse, FLAC Shar"] = endless(DataLoader(wrapped, batch_size=None))
     return found
 
 
@@ -157,25 +148,21 @@ def main() -> int:
     parser.add_argument("--audio", type=Path, help="a folder of FLAC files below 35 s; none = made for the purpose")
     parser.add_argument("--utterances", type=int, default=120, help="how many are made")
     parser.add_argument("--seconds", type=float, default=12.0, help="their mean length")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read; 0 = the one that measures")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="asrkit-loader-") as temporary:
         home = Path(temporary)
         audio = (options.audio or home / "audio").absolute()
         if options.audio is None:
             synthesise(audio, options.utterances, options.seconds)
         seconds = sum(soundfile.info(path).duration for path in sorted(audio.rglob("*.flac")))
-        found = compare(
-            contenders(home, audio, options.workers), device=torch.device("cpu"), rounds=options.rounds, warm_up=1
-        )
+        found = compare(contenders(home, audio), device=torch.device("cpu"), rounds=options.rounds, warm_up=1)
         settings = {
             "audio seconds per call": round(seconds, 1),
-            "workers": options.workers,
             "load average": os.getloadavg()[0],
         }
-        per_second = seconds / max(1, options.workers)
         ratios = [ratio(found, name, [TORCH]) for name in _others(found)]
         report(
             "reading audio",
@@ -184,7 +171,7 @@ def main() -> int:
             ratios,
             device=torch.device("cpu"),
             output=options.output,
-            amount=per_second,
+            amount=seconds,
         )
     return 0
 

@@ -7,7 +7,6 @@ import functools
 import io
 import logging
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import helpers
 import torch
 import yaml
-from faults import Case, Random, cut_off, flip, one_line
+from faults import Case, Random, cut_off, flip, kept_folder, one_line
 
 from asrkit import cli
 from asrkit.config import describe
@@ -53,7 +52,7 @@ NO_WAIT = {"training": {"log_every": 1, "validate_every": 100, "disk_patience_mi
 @functools.cache
 def corpus() -> Path:
     """Return a prepared folder with a few utterances."""
-    return helpers.write_corpus(Path(tempfile.mkdtemp(prefix="asrkit-faults-")), train=5, dev=1)
+    return helpers.write_corpus(kept_folder(), train=5, dev=1)
 
 
 def short(method: str) -> dict[str, Any]:

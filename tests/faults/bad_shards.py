@@ -9,14 +9,13 @@ import logging
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from bad_audio import sound
 from bad_tables import epoch
-from faults import Case, Lines, Random, cut_off, flip, one_line
+from faults import Case, Lines, Random, cut_off, flip, kept_folder, one_line
 
 from asrkit.data.batch import Batch
 from asrkit.data.index import CUTS, INDEX
@@ -32,7 +31,7 @@ COUNT = 6
 @functools.cache
 def prepared(form: str) -> Path:
     """Return a good prepared folder whose set `train` lies in three shards."""
-    home = Path(tempfile.mkdtemp(prefix="asrkit-faults-"))
+    home = kept_folder()
     lines = ["id\taudio\ttext"]
     for number in range(COUNT):
         (home / f"{number}.wav").write_bytes(sound("wav", number))

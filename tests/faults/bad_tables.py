@@ -8,14 +8,13 @@ import json
 import logging
 import pickle
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bad_audio import sound
-from faults import Case, Lines, Random, cut_off, flip, one_line
+from faults import Case, Lines, Random, cut_off, flip, kept_folder, one_line
 
 from asrkit.data import prepare as commands
 from asrkit.data.batch import Batch
@@ -255,7 +254,7 @@ def _lhotse(home: Path, seed: int) -> None:
 @functools.cache
 def prepared() -> Path:
     """Return a good prepared folder with the set `train`."""
-    home = Path(tempfile.mkdtemp(prefix="asrkit-faults-"))
+    home = kept_folder()
     _audio(home)
     lines = ["id\taudio\ttext", *("\t".join(row.values()) for row in _good_rows(home))]
     (home / "train.tsv").write_text("\n".join(lines))

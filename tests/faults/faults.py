@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,3 +63,10 @@ def flip(data: bytes, random: Random, count: int) -> bytes:
 def cut_off(data: bytes, random: Random) -> bytes:
     """Return a beginning of the data."""
     return data[: int(random.integers(len(data)))]
+
+
+def kept_folder() -> Path:
+    """Return an empty folder that stays until the tests end, for what many cases start from."""
+    folder = Path(tempfile.mkdtemp(prefix="asrkit-bad-inputs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
