@@ -112,6 +112,12 @@ def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> N
         raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
 
 
+def threads_group() -> dist.ProcessGroup:
+    """Return a further group of all processes, for a thread of each that must not get in the way of the first group's messages."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return group
+
+
 def leave() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():

@@ -24,9 +24,9 @@ from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
-from asrkit.training.checkpoint import Checkpoints, load
+from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
-from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
+from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment, threads_group
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
 from asrkit.training.generators import seed_generators
@@ -34,6 +34,8 @@ from asrkit.training.log import ProgressView, logging_to
 from asrkit.training.loop import Trainer, load_weights
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.rehearsal import Rehearsed, rehearse, tell
+from asrkit.training.sharded_checkpoint import Together
+from asrkit.training.sharding import Replicas, Shards, Weights
 from asrkit.training.signals import Interrupted
 from asrkit.training.units import resolve_units
 
@@ -182,9 +184,8 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
     if ranks.is_first:
         remove_parts(exp_dir)
         remove_parts(exp_dir / "checkpoints")
-    state = Checkpoints(exp_dir).newest()
-    if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
-        raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")
+    ranks.barrier()
+    state = Checkpoints(exp_dir).newest(ranks)
     initial = begin(config, exp_dir, ranks) if state is None else None
     if state is not None:
         _go_on(config, exp_dir, ranks)
@@ -233,8 +234,8 @@ def make_trainer(
     seed_generators([config.seed])
     method = build_method(config, units)
     if initial is not None:
-        weights, update = initial.weights()
-        taken = method.inherit(weights, keep_head=_keeps_head(config))
+        given, update = initial.weights()
+        taken = method.inherit(given, keep_head=_keeps_head(config))
         log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
     elif fresh:
         method.check_scratch()
@@ -242,11 +243,22 @@ def make_trainer(
     seed_generators([config.seed, ranks.rank])
     streams = _streams(config, units, engine)
     method.observe_streams(updates_per_epoch(streams))
+    dev_batches = _dev_batches(config, units, ranks)
+    weights: Weights = Replicas()
+    checkpoints = Checkpoints(exp_dir, config.training.keep_checkpoints)
+    if config.training.shard and ranks.world_size > 1:
+        weights = Shards(method, ranks, engine.device)
+        together = Together(threads_group(), ranks.rank, ranks.world_size)
+        checkpoints = ShardedCheckpoints(exp_dir, config.training.keep_checkpoints, together)
+    with weights.divided():
+        optimiser = Optimiser(method, config.optimiser)
     return Trainer(
         method,
         streams,
-        _dev_batches(config, units, ranks),
-        optimiser=Optimiser(method, config.optimiser),
+        dev_batches,
+        optimiser=optimiser,
+        weights=weights,
+        checkpoints=checkpoints,
         engine=engine,
         config=config.training,
         exp_dir=exp_dir,
@@ -270,7 +282,8 @@ def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
         method.observe_streams(updates_per_epoch(trainer.streams))
         return method.to(device)
 
-    found = rehearse(build, trainer.streams, trainer.engine, trainer.memory)
+    # With sharding, the copy of the model is more than this rank's share of the moments will be.
+    found = rehearse(build, trainer.streams, trainer.engine, trainer.memory, moments=not trainer.weights.sharded)
     tell(found, device)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STILL, assert_same, checkpoint, rows, settings, train, write_config
+from helpers import STILL, assert_same, checkpoint, merged, rows, settings, train, write_config
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 COMPARED = {
@@ -50,16 +50,19 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
     exact = {"optimiser": {"epsilon": 1e-2, "clip_norm": 5.0}, "training": {"log_every": 1}}
     no_diversity = {"updates": 12, "wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
     joint = {"ssl": {"wav2vec2": no_diversity["wav2vec2"]}}
-    return {
+    ema = {"teacher": "ema", "ema_decay": 0.5, "confidence": 0.0, "cache": 6}
+    whole = {
         "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
         "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
+        "ema": settings("wav2vec_s", speech, encoder=LAYER_DROP, wav2vec_s={"pseudo": ema}, **exact),
         "bl_just": settings("bl_just", speech, encoder=LAYER_DROP, bl_just=joint, **exact),
         # An utterance per update: one of two ranks is without audio every time.
         "starved": settings(
             "finetune", speech, encoder=LAYER_DROP, data={"labelled": {"seconds_per_update": 0.2}}, **exact
         ),
     }
+    return {**whole, **{f"{name}-sharded": merged(run, {"training": {"shard": True}}) for name, run in whole.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +70,11 @@ def together(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the experiments of two processes."""
     folder = tmp_path_factory.mktemp("together")
     jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in recipes(speech).items()]
-    finetune = recipes(speech)["finetune"]
-    jobs.append({"exp": "stopped", "settings": finetune, "signal": 7, "status": 130})
-    jobs.append({"exp": "moved", "settings": finetune, "signal": 7, "status": 130})
-    jobs.append({"exp": "stopped", "settings": finetune, "status": 0})
+    for kind in ("", "-sharded"):
+        finetune = recipes(speech)[f"finetune{kind}"]
+        jobs.append({"exp": f"stopped{kind}", "settings": finetune, "signal": 7, "status": 130})
+        jobs.append({"exp": f"moved{kind}", "settings": finetune, "signal": 7, "status": 130})
+        jobs.append({"exp": f"stopped{kind}", "settings": finetune, "status": 0})
     done = torchrun(jobs, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -89,11 +93,13 @@ def assert_close(one: Path, other: Path) -> None:
             assert row[key] == pytest.approx(same[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "bl_just"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "ema", "bl_just"])
 def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10
     assert_close(together / name, tmp_path / name)
+    assert (together / f"{name}-sharded" / "checkpoints" / "step_10").is_dir()
+    assert_close(together / f"{name}-sharded", tmp_path / name)
 
 
 def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
@@ -106,15 +112,20 @@ def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
     assert told["empty_shares"] >= 10
 
 
-def test_stopped_by_a_signal_to_one_of_two(together: Path) -> None:
-    assert rows(together / "stopped") == rows(together / "finetune")
-    assert_same(checkpoint(together / "stopped"), checkpoint(together / "finetune"))
+KINDS = ["", "-sharded"]
 
 
-def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, tmp_path: Path) -> None:
-    shutil.copytree(together / "moved", tmp_path / "moved")
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_by_a_signal_to_one_of_two(together: Path, kind: str) -> None:
+    assert rows(together / f"stopped{kind}") == rows(together / f"finetune{kind}")
+    assert_same(checkpoint(together / f"stopped{kind}"), checkpoint(together / f"finetune{kind}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(together / f"moved{kind}", tmp_path / "moved")
     assert checkpoint(tmp_path / "moved")["update"] == 7
-    assert train(tmp_path / "moved", recipes(speech)["finetune"]) == 0
+    assert train(tmp_path / "moved", recipes(speech)[f"finetune{kind}"]) == 0
     assert_close(tmp_path / "moved", together / "finetune")
 
 
