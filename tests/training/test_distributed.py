@@ -50,12 +50,10 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
     exact = {"optimiser": {"epsilon": 1e-2, "clip_norm": 5.0}, "training": {"log_every": 1}}
     no_diversity = {"updates": 12, "wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
     joint = {"ssl": {"wav2vec2": no_diversity["wav2vec2"]}}
-    ema = {"teacher": "ema", "ema_decay": 0.5, "confidence": 0.0, "cache": 6}
     whole = {
         "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
         "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
-        "ema": settings("wav2vec_s", speech, encoder=LAYER_DROP, wav2vec_s={"pseudo": ema}, **exact),
         "bl_just": settings("bl_just", speech, encoder=LAYER_DROP, bl_just=joint, **exact),
         # An utterance per update: one of two ranks is without audio every time.
         "starved": settings(
@@ -63,6 +61,20 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
         ),
     }
     return {**whole, **{f"{name}-sharded": merged(run, {"training": {"shard": True}}) for name, run in whole.items()}}
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "finetune": {"updates": 50},
+    "pretrain": {"updates": 50},
+    "wav2vec_s": {"updates": 50, "collapse_patience": 0},
+    "bl_just": {"outer_epochs": 12},
+}
+"""What makes each method's run fifty updates long."""
+
+
+def long_recipes(speech: Path) -> dict[str, dict[str, Any]]:
+    """Return the recipes with fifty updates."""
+    return {name: merged(run, {run["method"]: LONG[run["method"]]}) for name, run in recipes(speech).items()}
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +105,26 @@ def assert_close(one: Path, other: Path) -> None:
             assert row[key] == pytest.approx(same[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "ema", "bl_just"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "bl_just"])
 def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10
     assert_close(together / name, tmp_path / name)
     assert (together / f"{name}-sharded" / "checkpoints" / "step_10").is_dir()
     assert_close(together / f"{name}-sharded", tmp_path / name)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_in_fifty_updates(speech: Path, tmp_path: Path) -> None:
+    runs = long_recipes(speech)
+    jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in runs.items()]
+    done = torchrun(jobs, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in runs:
+        alone = tmp_path / f"{name}-alone"
+        assert train(alone, runs[name]) == 0
+        assert checkpoint(alone)["update"] == 50
+        assert_close(tmp_path / name, alone)
 
 
 def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
