@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from asrkit.errors import AsrkitError
+from asrkit.training import watch as watching
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -41,7 +42,8 @@ class Ranks:
         for same in by_type.values():
             for bucket in _buckets(same):
                 flat = _flatten_dense_tensors(bucket)
-                dist.all_reduce(flat)
+                with watching.watch.meeting():
+                    dist.all_reduce(flat)
                 for tensor, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
                     tensor.copy_(total)
 
@@ -51,21 +53,24 @@ class Ranks:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         total = torch.tensor(float(flag), device=device)
-        dist.all_reduce(total)
-        return bool(total.item() > 0)
+        with watching.watch.meeting():
+            dist.all_reduce(total)
+            return bool(total.item() > 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order, on all ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with watching.watch.meeting():
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            dist.barrier()
+            with watching.watch.meeting():
+                dist.barrier()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -98,28 +103,48 @@ def ranks_of_environment() -> Ranks:
 def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> None:
     """Join the other processes' group.
 
+    Args:
+        ranks: this process's place.
+        device: where it computes.
+        timeout_minutes: how long processes wait for one that does not come; then all end, in a line that names it.
+
     Raises:
         AsrkitError: if they cannot be reached.
     """
-    if ranks.world_size == 1 or dist.is_initialized():
+    if ranks.world_size == 1:
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            # The backends' own ways to end, with many lines and no names, come later.
+            dist.init_process_group(backend, timeout=timedelta(minutes=2 * timeout_minutes))
+        except (RuntimeError, ValueError) as error:
+            raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    seconds = 60 * timeout_minutes
+    watching.keep_watch(watching.Watch(ranks.rank, ranks.world_size, seconds, _shared_store(), start, mistake_number))
+
+
+def _shared_store() -> dist.Store | None:
+    """Return a connection of its own to the store by which the processes have found each other."""
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    except (RuntimeError, ValueError) as error:
-        raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(host, port, timeout=timedelta(seconds=10))
+    except (KeyError, ValueError, RuntimeError):
+        return None
 
 
 def threads_group() -> dist.ProcessGroup:
     """Return a further group of all processes, for a thread of each that must not get in the way of the first group's messages."""
-    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     return group
 
 
 def leave() -> None:
     """Leave the group, if there is one."""
+    watching.keep_watch(None)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -132,9 +157,9 @@ def mistake_number() -> int:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return 1
+    store = _shared_store()
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, timeout=timedelta(seconds=10))
-        return int(store.add(f"asrkit/mistakes/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1))
-    except (KeyError, ValueError, RuntimeError):  # better told twice than never
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"asrkit/mistakes/{start}", 1) if store is not None else 1
+    except RuntimeError:  # better told twice than never
         return 1

@@ -23,6 +23,7 @@ from asrkit.core.term import Ratio
 from asrkit.data.batch import Batch
 from asrkit.data.stream import Stream
 from asrkit.errors import AsrkitError
+from asrkit.training import watch as watching
 from asrkit.training.checkpoint import Checkpoints, fetch_shares, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
@@ -134,9 +135,11 @@ class Trainer:
     def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
         """Do one update; return the clock that it went by."""
         began = time.perf_counter()
+        watching.watch.note("reading data", self.update, phase.name)
         micro_batches = {name: next(source) for name, source in sources.items()}
         waited = time.perf_counter() - began
         clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        watching.watch.note("computing an update")
         self.method.train()
         totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
         allow = partial(self.guard.allows, clock, micro_batches, totals)
@@ -237,6 +240,7 @@ class Trainer:
         unfinished = False
         with torch.inference_mode(), self.engine.autocast():
             for batch in self.dev_batches:
+                watching.watch.note("validating", self.update, phase.name)
                 unfinished = stop.flag
                 if unfinished:
                     break
@@ -268,6 +272,7 @@ class Trainer:
 
     def save(self, best: bool, finished: bool) -> None:
         """Hand everything that the run is made of to the writer of checkpoints."""
+        watching.watch.note("saving", self.update)
         own = {
             "generators": generator_states(self.engine.device),
             "totals": {

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from asrkit.core.method import Method
+from asrkit.training import watch as watching
 from asrkit.training.distributed import Ranks
 
 
@@ -105,8 +106,9 @@ class Shards:
             self._gather()
 
     def _gather(self) -> None:
-        for group in self.groups:
-            group.unshard()
+        with watching.watch.meeting():
+            for group in self.groups:
+                group.unshard()
 
     def fit(self, name: str, value: Any) -> Any:
         """See `Weights.fit`: of what has the parameter's size, the share."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def compare_gradients(self: Accumulate, method: Any, micro_batches: Any, *others
         raise AsrkitError("broken by the test")
     if state["fault"] == "crash" and RANK == 1:
         raise ZeroDivisionError("broken")
+    if state["fault"] == "hang" and RANK == 1 and state["steps"] == 2:
+        time.sleep(3600)
+    if state["fault"] == "death" and RANK == 1 and state["steps"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
     run_step(self, method, micro_batches, *others)
     mine = {
         name: None if p.grad is None else hashlib.sha256(p.grad.numpy().tobytes()).hexdigest()

@@ -173,3 +173,26 @@ def test_a_mistake_ends_all_and_is_told_once(speech: Path, tmp_path: Path, fault
     assert done.stderr.count(said[fault]) == 1, done.stderr
     assert done.stderr.count("asrkit: error") == (fault != "crash")
     assert "Connection closed" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_named_with_its_place(speech: Path, tmp_path: Path) -> None:
+    limits = {"timeout_minutes": 0.5, "disk_patience_minutes": 0.1}
+    whole = settings("finetune", speech, training=limits)
+    done = torchrun([{"exp": "exp", "settings": whole, "fault": "hang", "status": 0}], tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("asrkit: error:")]
+    assert len(told) == 1, done.stderr
+    assert "rank 1" in told[0]
+    assert "has not got on for 0.5 min" in told[0]
+    assert "step 2, phase head, computing an update" in told[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_missed_in_one_line(speech: Path, tmp_path: Path) -> None:
+    done = torchrun([{"exp": "exp", "settings": settings("finetune", speech), "fault": "death", "status": 0}], tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("asrkit: error:")]
+    assert len(told) <= 1, done.stderr  # torchrun may end the survivor before it has noticed
+    assert all("rank 0 has lost another process (step 2, phase head" in line for line in told)
+    assert "cli.py" not in done.stderr
