@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -148,11 +149,19 @@ def _check_shape(own: Any, initial: Any, standard: Any, key: str) -> None:
             )
 
 
-def train(config: ExperimentConfig, console: Console) -> bool:
-    """Run, or go on with, the experiment that ``config`` describes.
+class Outcome(enum.Enum):
+    """How a call of `train` ended."""
 
-    Returns:
-        True when the run is complete, False when a signal stopped it (its state is saved).
+    COMPLETE = "complete"
+    """There is nothing left to do."""
+    STOPPED = "stopped"
+    """A signal stopped the run; its state is saved."""
+    POSTPONED = "postponed"
+    """The same, by a SIGUSR1: whoever sent it will start the run again."""
+
+
+def train(config: ExperimentConfig, console: Console) -> Outcome:
+    """Run, or go on with, the experiment that ``config`` describes; return how it ended.
 
     Raises:
         AsrkitError: for whatever in config, data or checkpoints stands in the way.
@@ -179,7 +188,7 @@ def enter(config: ExperimentConfig, exp_dir: Path, console: Console) -> Iterator
     leave()
 
 
-def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
+def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> Outcome:
     ranks = engine.ranks
     if ranks.is_first:
         remove_parts(exp_dir)
@@ -191,7 +200,7 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         _go_on(config, exp_dir, ranks)
     if state is not None and state["finished"]:
         log.info("complete at step %d, nothing to do: %s", state["update"], exp_dir)
-        return True
+        return Outcome.COMPLETE
     ranks.barrier()
     _set_threads(config.training.threads, engine)
     if ranks.is_first:
@@ -214,10 +223,10 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         trainer.restore(state)
     try:
         trainer.run()
-    except Interrupted:
+    except Interrupted as stop:
         log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
-        return False
-    return True
+        return Outcome.POSTPONED if stop.postponed else Outcome.STOPPED
+    return Outcome.COMPLETE
 
 
 def make_trainer(

@@ -34,7 +34,7 @@ from asrkit.training.memory import MemoryGuard
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.saving import CheckpointWriter
 from asrkit.training.sharding import Weights
-from asrkit.training.signals import Interrupted, StopRequest
+from asrkit.training.signals import StopRequest
 
 log = logging.getLogger("asrkit.training")
 
@@ -167,7 +167,7 @@ class Trainer:
         if improved or milestone or stopping or again or self.update % self.config.checkpoint_every == 0:
             self.save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
-            raise Interrupted
+            raise stop.interruption()
 
     def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]]) -> None:
         elapsed = time.perf_counter() - began

@@ -45,9 +45,17 @@ class Together:
         self.world_size = world_size
 
     def gather(self, value: T) -> list[T]:
-        """Return every rank's value."""
+        """Return every rank's value.
+
+        Raises:
+            AsrkitError: if one of them is gone.
+        """
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        try:
+            dist.all_gather_object(values, value, group=self.group)
+        except RuntimeError as error:
+            what = f"rank {self.rank} has lost another process while they wrote a checkpoint"
+            raise AsrkitError(f"{what}: {str(error).strip().splitlines()[0]}") from error
         return values
 
     def run(self, what: Callable[[], T], where: Path) -> list[T]:

@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import STILL, assert_same, checkpoint, merged, rows, settings, train, write_config
+from test_resume import signal_at
+
+from asrkit.core.step import Accumulate
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 COMPARED = {
@@ -34,14 +39,14 @@ COMPARED = {
 LAYER_DROP = {**STILL, "layer_drop": 0.3}
 
 
-def torchrun(jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the worker's jobs in two processes."""
+def torchrun(jobs: list[dict[str, Any]], folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the worker's jobs in two processes, which are started again so often if one of them dies."""
     for job in jobs:
         write_config(folder / job["exp"], job.pop("settings"))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, str(WORKER), str(folder)]
+    command = [*launch, "--max-restarts", str(restarts), str(WORKER), str(folder)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -154,6 +159,72 @@ def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, 
     assert_close(tmp_path / "moved", together / "finetune")
 
 
+@pytest.fixture(scope="module")
+def later(together: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs that one process took over from two, and two from it; and with runs of which a process was killed."""
+    folder, jobs = tmp_path_factory.mktemp("later"), []
+    for kind in KINDS:
+        run = recipes(speech)[f"finetune{kind}"]
+        shutil.copytree(together / f"moved{kind}", folder / f"moved{kind}")
+        for rank in range(2):
+            shutil.copy(together / f"moved{kind}.{rank}.ids", folder)
+        with signal_at(2), recording(folder / f"moved{kind}.0.ids"):
+            assert train(folder / f"moved{kind}", run) == 130
+        # One process alone has nobody to share with.
+        assert (folder / f"moved{kind}" / "checkpoints" / "last").read_text() == "step_9.pt\n"
+        jobs.append({"exp": f"moved{kind}", "settings": run, "status": 0})
+        every = merged(run, {"training": {"checkpoint_every": 1}})
+        jobs.append({"exp": f"killed{kind}", "settings": every, "fault": "death", "status": 0})
+    done = torchrun(jobs, folder, restarts=len(KINDS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Note the utterances of each update as the worker does."""
+    run_step = Accumulate.run
+
+    def recorded(self: Accumulate, method: Any, micro_batches: Any, clock: Any, *others: Any) -> None:
+        run_step(self, method, micro_batches, clock, *others)
+        ids = [name for batches in micro_batches.values() for batch in batches for name in batch.ids]
+        with open(path, "a") as file:
+            file.write(json.dumps([clock.update, ids]) + "\n")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accumulate, "run", recorded)
+        yield
+
+
+def utterances(exp_dir: Path) -> dict[int, list[str]]:
+    """Return what all ranks together learnt from in each update."""
+    found: dict[int, list[str]] = {}
+    for rank in range(2):
+        for line in exp_dir.with_name(f"{exp_dir.name}.{rank}.ids").read_text().splitlines():
+            update, ids = json.loads(line)
+            found.setdefault(update, []).extend(ids)
+    return {update: sorted(ids) for update, ids in sorted(found.items())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_one_and_two_processes_see_every_utterance_of_an_epoch_once(later: Path, together: Path, kind: str) -> None:
+    seen = utterances(later / f"moved{kind}")
+    assert list(seen) == list(range(12))
+    assert seen == utterances(together / "finetune")
+    per_epoch = next(row["step"] for row in rows(later / f"moved{kind}") if row.get("epoch") == 1)
+    assert per_epoch < 12
+    first = [name for update in range(per_epoch) for name in seen[update]]
+    assert len(first) == len(set(first)) == 14
+    assert_close(later / f"moved{kind}", together / "finetune")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_process_is_started_again_and_the_end_is_the_same(later: Path, together: Path, kind: str) -> None:
+    assert (later / f"killed{kind}.killed").exists()
+    assert rows(later / f"killed{kind}") == rows(together / f"finetune{kind}")
+    assert_same(checkpoint(later / f"killed{kind}"), checkpoint(together / f"finetune{kind}"))
+
+
 SLOW = pytest.mark.slow
 
 
@@ -177,14 +248,14 @@ def test_a_mistake_ends_all_and_is_told_once(speech: Path, tmp_path: Path, fault
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_named_with_its_place(speech: Path, tmp_path: Path) -> None:
-    limits = {"timeout_minutes": 0.5, "disk_patience_minutes": 0.1}
+    limits = {"timeout_minutes": 1.5, "disk_patience_minutes": 0.1}
     whole = settings("finetune", speech, training=limits)
     done = torchrun([{"exp": "exp", "settings": whole, "fault": "hang", "status": 0}], tmp_path)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("asrkit: error:")]
     assert len(told) == 1, done.stderr
     assert "rank 1" in told[0]
-    assert "has not got on for 0.5 min" in told[0]
+    assert "has not got on for 1.5 min" in told[0]
     assert "step 2, phase head, computing an update" in told[0]
 
 
