@@ -3,9 +3,10 @@
     python tests/faults/killing.py                  50 kills of each of three methods: some minutes
     python tests/faults/killing.py --kills 4 --methods pretrain --seed 7
 
-Each kill is a SIGKILL at a random place: at any moment of the start, of an update, of a validation, in a checkpoint's
-write, before or after a file takes its name, in the middle of a row of metrics.jsonl. Then the same command starts again. In the end
-checkpoints and metrics must be those of the undisturbed run to the last bit, wall time apart. Exit status 1 if they are not.
+Each kill is a SIGKILL at a random place: at any moment of the start, of an update, of a validation, in the middle of a
+checkpoint's write, before or after a file takes its name, in the middle of a row of metrics.jsonl. Then the same command starts
+again. In the end checkpoints and metrics must be those of the undisturbed run to the last bit, wall time apart. Exit status 1 if
+they are not.
 
 The processes are forks of this one, which has imported everything but computed nothing: a start takes a moment, not seconds.
 """
