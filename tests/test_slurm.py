@@ -53,7 +53,7 @@ def fake_slurm(folder: Path, stand_in: bool = True) -> dict[str, str]:
     tools.mkdir()
     texts = {**FAKES, "python": STAND_IN.replace("{python}", sys.executable)} if stand_in else FAKES
     for name, text in texts.items():
-        (tools / name).write_text(text.replace("\\\\n", "\\n"))
+        (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1"}
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
