@@ -14,6 +14,8 @@ from headless import Browser, find
 from asrkit.analysis.report import ReportConfig, report, write_report
 from asrkit.files import write_text
 
+SECOND = "second_" + "wav2vec_s_finetune_" * 4
+"""As long as names of experiments become, without a place to break."""
 UTTERANCES = 3_000
 HOSTILE = "</script><img/src=x/onerror=alert(1)>"
 CHOOSE = "(() => {{ const e = {}; e.value = '{}'; e.dispatchEvent(new Event('{}', {{bubbles: true}})); }})()"
@@ -52,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = {f"{n % 40}-1-{n}": references[f"{n % 40}-1-{n}"] for n in (11, 13)}
     prepared_set(folder / "data" / "test", few)
     first = make_experiment(folder / "first", folder / "data")
-    second = make_experiment(folder / "second", folder / "data", seed=2)
+    second = make_experiment(folder / SECOND, folder / "data", seed=2)
     add_decoding(first, "test", references, hypotheses)
     add_decoding(second, "test", references, references | {"0-1-0": "X"}, seed=2)
     for experiment, values in ((first, [1, 0.5]), (second, [0.9, 0.7])):
@@ -93,7 +95,7 @@ def test_curves_tables_audio_and_pictures_are_there(opened: Browser) -> None:
     drawn = "[...document.querySelectorAll('#similarity g .curve')].map(path => path.getAttribute('d').length > 10)"
     opened.until(f"{drawn}.join() === 'true,true'")
     assert count(opened, "#similarity g .mark") == 4
-    assert opened("document.querySelector('#similarity tbody').textContent") == "first1.0000.500second0.9000.700"
+    assert opened("document.querySelector('#similarity tbody').textContent") == f"first1.0000.500{SECOND}0.9000.700"
     assert count(opened, "#utterance-rows .detail audio") == 1
     assert count(opened, "#utterance-rows .detail svg.posterior path") > 5
     assert opened("document.querySelector('.detail img').decode().then(() => true)")
