@@ -15,6 +15,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from asrkit.errors import AsrkitError
 from asrkit.training import watch as watching
+from asrkit.training.meeting import agree_on_name
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -113,18 +114,34 @@ def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> N
     """
     if ranks.world_size == 1:
         return
-    if not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        try:
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            # The backends' own ways to end, with many lines and no names, come later.
-            dist.init_process_group(backend, timeout=timedelta(minutes=2 * timeout_minutes))
-        except (RuntimeError, ValueError) as error:
-            raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     seconds = 60 * timeout_minutes
-    watching.keep_watch(watching.Watch(ranks.rank, ranks.world_size, seconds, _shared_store(), start, mistake_number))
+    store, name = None, ""
+    try:
+        store = _shared_store() if _torchrun_keeps_store() else None
+        if store is not None:
+            name = agree_on_name(store, ranks.rank, ranks.world_size, seconds)
+        if not dist.is_initialized():
+            _join(ranks, device, seconds, dist.PrefixStore(name, store) if store is not None else None)
+    except (RuntimeError, ValueError) as error:
+        raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
+    store = store or _shared_store()
+    watching.keep_watch(watching.Watch(ranks.rank, ranks.world_size, seconds, store, name, mistake_number))
+
+
+def _join(ranks: Ranks, device: torch.device, seconds: float, store: dist.Store | None) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The backends' own ways to end, with many lines and no names, come later.
+    timeout = timedelta(seconds=2 * seconds)
+    if store is None:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
+
+
+def _torchrun_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _shared_store() -> dist.Store | None:
@@ -155,7 +172,7 @@ def mistake_number() -> int:
     The others fail for the same reason, or because the first is gone. They may be stuck in different places, so that the
     store that torchrun keeps is asked, and not the group.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not _torchrun_keeps_store():
         return 1
     store = _shared_store()
     try:

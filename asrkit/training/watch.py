@@ -15,29 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from asrkit.errors import AsrkitError
+from asrkit.training.meeting import Store
 from asrkit.training.memory import out_of_memory
 
 _TICK = 5.0
 _LAST_WORDS = 10.0
-
-
-class Store(Protocol):
-    """What is asked of torch's stores."""
-
-    def set(self, key: str, value: str) -> None:
-        """Keep a value."""
-        ...
-
-    def check(self, keys: list[str]) -> bool:
-        """Whether there are values for all keys."""
-        ...
-
-    def get(self, key: str) -> bytes:
-        """Return a value."""
-        ...
 
 
 @dataclass(frozen=True)
