@@ -110,10 +110,10 @@ class Project:
         path = self.folder / "examples" / "librispeech" / "studies" / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
 
-    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, study: str = "study", **settings: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "calls").write_text("")
         return subprocess.run(
-            ["bash", str(self.folder / "examples" / "librispeech" / "compare.sh"), "study", *arguments],
+            ["bash", str(self.folder / "examples" / "librispeech" / "compare.sh"), *filter(None, [study]), *arguments],
             cwd=self.folder,
             env={
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -205,6 +205,12 @@ def test_the_tables_come_from_the_kept_results_alone(done: Project, tmp_path: Pa
     assert again.returncode == 0, again.stderr
     assert (done.folder / "RESULTS.md").read_text() == text
     assert done.trained() == []
+    write = done.folder / "RESULTS.md"
+    write.write_text(text.replace("abacus", "slide rule"))
+    every = done.run("--tables", study="")
+    assert every.returncode == 0, every.stderr
+    assert write.read_text() == text
+    assert "compare.sh needs a study" in done.run("--jobs", "2", study="").stderr
 
 
 def test_what_is_finished_is_skipped_and_a_failure_is_told_in_one_line(tmp_path: Path) -> None:

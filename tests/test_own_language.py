@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asrkit import load
 from asrkit.data.corpus import Utterance
 from asrkit.errors import AsrkitError
 
@@ -133,14 +138,14 @@ def test_a_folder_without_transcripts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no such folder" in capsys.readouterr().err
 
 
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
     command = ["bash", str(EXAMPLE / "run.sh"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -194,43 +199,98 @@ def speak_greek(folder: Path, speakers: Sequence[str], sentences: int, transcrib
                     path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["wav2vec_s", "bl_just"])
-def test_the_whole_way_on_greek_from_a_random_checkpoint(method: str, tmp_path: Path) -> None:
+FEW = {
+    "wav2vec_s": ["wav2vec_s.updates=6", "wav2vec_s.warmup_updates=4", "wav2vec_s.freeze_updates=1", "finetune.updates=4",
+                  "finetune.freeze_updates=1"],
+    "bl_just": ["bl_just.outer_epochs=2", "bl_just.exploration.updates=1", "bl_just.joint.updates=1",
+                "bl_just.finetune.updates=2"],
+}  # fmt: skip
+COMMON = [
+    "device=cpu",
+    "training.precision=fp32",
+    "data.workers=0",
+    "data.batch_seconds=35",
+    "data.unlabelled.min_seconds=0.5",
+]
+COMMON += [f"data.{stream}.seconds_per_update=20" for stream in ("labelled", "unlabelled")]
+
+
+def write_checkpoint(folder: Path, **shape: Any) -> None:
+    """Write a small model of random weights as transformers does."""
     transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, codevector_dim=16, proj_codevector_dim=16, **shape,
+    )  # fmt: skip
+    transformers.Wav2Vec2ForPreTraining(config).save_pretrained(folder)
+    normalise = config.feat_extract_norm == "layer"
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalise, return_attention_mask=normalise)
+    extractor.save_pretrained(folder)
+
+
+def write_speech(labelled: Path, unlabelled: Path) -> None:
     pytest.importorskip("espeakng_loader")
     from asrkit.data.espeak import variants
 
     names = sorted(variants())[:6]
-    speak_greek(tmp_path / "labelled", names[:4], 3, transcribed=True)
-    speak_greek(tmp_path / "unlabelled", names[4:], 3, transcribed=False)
-    config = transformers.Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=[16] * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
-    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path / "checkpoint")
-    own = {
-        "wav2vec_s": ["wav2vec_s.updates=6", "wav2vec_s.warmup_updates=4", "wav2vec_s.freeze_updates=1"],
-        "bl_just": ["bl_just.outer_epochs=2", "bl_just.exploration.updates=1", "bl_just.joint.updates=1"],
-    }[method]
-    own += (
-        ["finetune.updates=4", "finetune.freeze_updates=1"] if method == "wav2vec_s" else ["bl_just.finetune.updates=2"]
-    )
-    common = ["device=cpu", "training.precision=fp32", "data.workers=0", "data.batch_seconds=35"]
-    streams = [f"data.{stream}.seconds_per_update=20" for stream in ("labelled", "unlabelled")]
-    streams.append("data.unlabelled.min_seconds=0.5")
-    arguments = ["--labelled", "labelled", "--unlabelled", "unlabelled", "--init", "checkpoint", "--exp-dir", "exp"]
-    arguments += ["--method", method, "--", *own, *common, *streams]
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    units = json.loads((tmp_path / "exp/data/units/units.json").read_text(encoding="utf-8"))["symbols"]
+    speak_greek(labelled, names[:4], 3, transcribed=True)
+    speak_greek(unlabelled, names[4:], 3, transcribed=False)
+
+
+def assert_is_a_recogniser(exp: Path, tuned: Path, recipe: str) -> None:
+    units = json.loads((exp / "data/units/units.json").read_text(encoding="utf-8"))["symbols"]
     assert {"Α", "Θ", "Σ"} <= set(units)
-    tuned = tmp_path / "exp" / ("finetune" if method == "wav2vec_s" else method)
     for name in ("dev", "test"):
         result = json.loads((tuned / f"decode/{name}/greedy/results.json").read_text())
-        assert result["utterances"] == 3
-        assert result["recipe"].startswith(f"checkpoint+{method}")
-    assert (tmp_path / "exp/report.html").is_file()
+        assert (result["utterances"], result["recipe"]) == (3, recipe)
+    assert (exp / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_greek_from_a_random_checkpoint(tmp_path: Path) -> None:
+    write_speech(tmp_path / "labelled", tmp_path / "unlabelled")
+    write_checkpoint(tmp_path / "checkpoint")
+    arguments = ["--labelled", "labelled", "--unlabelled", "unlabelled", "--init", "checkpoint", "--exp-dir", "exp"]
+    arguments += ["--method", "bl_just", "--", *FEW["bl_just"], *COMMON]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_is_a_recogniser(tmp_path / "exp", tmp_path / "exp/bl_just", "checkpoint+bl_just")
     again = run(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to do" in again.stdout
+
+
+SECTION = "## I have a Hugging Face wav2vec 2.0 checkpoint and one hour of transcripts\n"
+
+
+@pytest.mark.slow
+def test_the_readme_works_as_written(tmp_path: Path) -> None:
+    """Its commands, word for word, but for the length of the training, on its folders; the hub's model lies in one of its name."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    script = "".join(blocks).replace(". scripts/env.sh\n", "")
+    call = next(line for line in script.splitlines() if line.startswith("examples/own_language/run.sh"))
+    assert script.count(call) == 1
+    script = script.replace(call, f"{call} -- {' '.join([*FEW['wav2vec_s'], *COMMON])}")
+    write_speech(tmp_path / "my_speech", tmp_path / "my_recordings")
+    large = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+    write_checkpoint(tmp_path / "facebook" / "wav2vec2-xls-r-300m", **large)
+    for name in ("examples", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = tmp_path / "exp/own_language"
+    assert_is_a_recogniser(exp, exp / "finetune", "wav2vec2-xls-r-300m+wav2vec_s+finetune")
+    assert sum(line.startswith("my_recordings/") for line in done.stdout.splitlines()) == 6
+    transformers = pytest.importorskip("transformers")
+    model = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "my_model").eval()
+    processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "my_model")
+    recording = next((tmp_path / "my_recordings").rglob("*.wav"))
+    recogniser = load(exp / "finetune", device="cpu", precision="fp32")
+    wave = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])
+    wave = torchaudio.functional.resample(wave, soundfile.info(recording).samplerate, 16_000).numpy()
+    with torch.inference_mode():
+        best = model(processor(wave, sampling_rate=16_000, return_tensors="pt").input_values).logits.argmax(-1)
+    assert " ".join(processor.batch_decode(best)[0].split()) == recogniser.transcribe(wave, 16_000)

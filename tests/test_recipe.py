@@ -39,7 +39,31 @@ esac
 
 
 CONFIGURATIONS = ["model", "pretrain_mini", "finetune_mini", "finetune_mini_10min", "scratch_mini", "bl_just_mini"]
-CONFIGURATIONS += ["wav2vec_s_mini", "wav2vec_s_scratch_mini", "supervised_mini"]
+CONFIGURATIONS += ["wav2vec_s_mini", "wav2vec_s_scratch_mini", "supervised_mini", "finetune_mini_10h_paper"]
+
+TORCHRUN = """#!/bin/sh
+# Notes its own arguments, then does what it was to start.
+echo "torchrun ${*%%--module*}" >>"$CALLS"
+while [ "$1" != --module ]; do shift; done
+shift
+exec "$@"
+"""
+
+PYTHON = f"""#!/bin/sh
+# Notes what is to be downloaded and leaves its folders and files; everything else is Python's.
+[ "$2" = asrkit.data.download ] || exec {sys.executable} "$@"
+echo "$*" >>"$CALLS"
+corpus=$4
+shift 4
+for part in "$@"; do
+    case $part in
+    lexicon) mkdir -p "$corpus/lm" && : >"$corpus/lm/librispeech-lexicon.txt" ;;
+    4-gram) mkdir -p "$corpus/lm" && : >"$corpus/lm/4-gram.arpa.gz" ;;
+    librispeech_finetuning) mkdir -p "$corpus/$part" ;;
+    *) mkdir -p "$corpus/LibriSpeech/$part" ;;
+    esac
+done
+"""
 
 
 class Project:
@@ -54,10 +78,11 @@ class Project:
                 (folder / "conf" / config / f"{name}.yaml").write_text(
                     "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
                 )
-        stub = folder / ".venv" / "bin" / "asrkit"
-        stub.parent.mkdir(parents=True)
-        stub.write_text(STUB)
-        stub.chmod(0o755)
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        for name, content in (("asrkit", STUB), ("torchrun", TORCHRUN), ("python", PYTHON)):
+            stub = folder / ".venv" / "bin" / name
+            stub.write_text(content)
+            stub.chmod(0o755)
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -132,6 +157,16 @@ ALL = ["--exp-dir", "exp/a", "--subset", "1h"]
         (["--lm", "big"], "--lm big: not one of none train official"),
         (["--lm", "official"], "--lm official is made for LibriSpeech; for mini there is --lm train"),
         (["--nproc", "0"], "--nproc 0: at least 1"),
+        (["--nnodes", "0"], "--nnodes 0: at least 1"),
+        (["--nnodes", "2"], "--nnodes 2: which of them is this one? (--node-rank R, from 0)"),
+        (["--nnodes", "2", "--node-rank", "1"], "--nnodes 2: how do the others reach the first one?"),
+        (["--nnodes", "2", "--node-rank", "2", "--master", "a"], "--node-rank 2: not one of 0 to 1"),
+        (["--nnodes", "2", "--node-rank", "0", "--master", "a:b"], "--master-port b: not a whole number"),
+        (["--master", "a"], "--node-rank and --master are for several machines (--nnodes N)"),
+        (["--follow", "me"], "--follow me: not one of fairseq paper"),
+        (["--follow", "paper", "--subset", "1h"], "the paper's are for librispeech, base and large"),
+        (["--follow", "paper", "--method", "bl_just"], "this run has no fine-tuning of a pre-trained model"),
+        (["--follow", "paper", "--init", "scratch"], "this run has no fine-tuning of a pre-trained model"),
         (["--", "lr"], "'lr' behind -- is not KEY=VALUE"),
         (["--", "seed=2"], "'seed=2' behind --: use --seed"),
         (["--", "exp_dir=x"], "'exp_dir=x' behind --: use --exp-dir"),
@@ -283,6 +318,46 @@ def test_a_subset_may_have_a_configuration_of_its_own(project: Project) -> None:
     assert project.calls()[2].startswith("train conf/mini/finetune_mini_10min.yaml ")
 
 
+@pytest.mark.parametrize("subset", ["9h", "10h"])
+def test_the_papers_settings_are_a_run_of_their_own(project: Project, subset: str) -> None:
+    for follow, config, folder in (("fairseq", "", ""), ("paper", "_10h_paper", "_paper")):
+        done = project.run("--subset", subset, "--exp-dir", "exp/a", "--follow", follow)
+        assert done.returncode == 0, done.stderr
+        trained = [call for call in project.calls() if call.startswith("train conf/mini/finetune")]
+        start = f"train conf/mini/finetune_mini{config}.yaml exp_dir=exp/a/finetune_{subset}{folder} "
+        assert [call.startswith(start) for call in trained] == [True]
+    done = project.run("--exp-dir", "exp/a", "--method", "wav2vec_s", "--source", "9h", "--follow", "paper")
+    assert done.returncode == 0, done.stderr
+    stage, tuned = [call for call in project.calls() if call.startswith("train conf/mini/")][1:]
+    assert stage.startswith("train conf/mini/wav2vec_s_mini.yaml ")
+    assert tuned.startswith(
+        "train conf/mini/finetune_mini_10h_paper.yaml exp_dir=exp/a/wav2vec_s_9h_finetune_10h_paper "
+    )
+
+
+def test_several_machines_train_together_and_one_does_the_rest(project: Project) -> None:
+    several = ["--nnodes", "2", "--nproc", "4", "--master", "first:5000"]
+    done = project.run(*REFINE, "--subset", "1h", *several, "--node-rank", "1")
+    assert done.returncode == 0, done.stderr
+    second = project.calls()
+    # It came first, and asked for nothing that the first machine has yet to make.
+    assert not (project.folder / "exp/a/pretrain/recipe.settings").exists()
+    shutil.rmtree(project.folder / "exp")
+    done = project.run(*REFINE, "--subset", "1h", *several, SLURM_NODEID="0")
+    assert done.returncode == 0, done.stderr
+    first = project.calls()
+    torchrun = "torchrun --nnodes 2 --node-rank {} --nproc-per-node 4 --master-addr first --master-port {} "
+    torchrun += "--rdzv-conf timeout=86400 "
+    launched = [[call for call in calls if call.startswith("torchrun")] for calls in (first, second)]
+    assert launched == [[torchrun.format(rank, 5000 + stage) for stage in (2, 3, 4)] for rank in (0, 1)]
+    assert [call for call in second if not call.startswith("torchrun")] == [
+        call for call in first if call.startswith("train")
+    ]
+    assert [call.split()[0] for call in first] == [
+        "prepare", *("torchrun", "train") * 3, "decode", "score", "results", "report"
+    ]  # fmt: skip
+
+
 def test_init_takes_the_place_of_pre_training(project: Project) -> None:
     assert project.run(*ALL).returncode == 0
     done = project.run("--exp-dir", "exp/b", "--subset", "1h", "--init", "exp/a/pretrain")
@@ -400,6 +475,23 @@ def test_corpus_is_checked_for_what_the_configuration_reads(project: Project) ->
         assert done.returncode == 0, done.stderr
 
 
+def test_what_is_downloaded_is_what_the_run_reads(project: Project) -> None:
+    tests = "dev-clean dev-other {}test-clean test-other"
+    limited = tests.format("librispeech_finetuning ")
+    for arguments, parts in (
+        (["--subset", "1h"], f"{limited} train-clean-100"),
+        (["--subset", "100h", "--lm", "official"], f"4-gram {tests.format('')} train-clean-100"),
+        (["--subset", "960h"], f"{tests.format('')} train-clean-100 train-clean-360 train-other-500"),
+        (
+            ["--subset", "1h", "--", "units.kind=phone", "units.lexicon=c/lm/librispeech-lexicon.txt"],
+            f"{limited.replace(' lib', ' lexicon lib')} train-clean-100",
+        ),
+    ):
+        done = project.run(*LIBRISPEECH, "--download", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert project.calls() == [f"-m asrkit.data.download --corpus-dir c {parts}"]
+
+
 def test_a_broken_override_is_one_line(project: Project) -> None:
     (project.folder / "c").mkdir()
     assert_refused(project.run(*LIBRISPEECH, "--", "data.dev=[dev"), "data.dev")
@@ -425,6 +517,10 @@ def test_help_names_every_flag(project: Project) -> None:
         "data-dir",
         "exp-dir",
         "nproc",
+        "follow",
+        "nnodes",
+        "node-rank",
+        "master",
     ):
         assert f"--{flag} " in done.stdout or f"--{flag}, " in done.stdout
 

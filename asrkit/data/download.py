@@ -45,6 +45,8 @@ _OPENSLR_TEXT = "https://www.openslr.org/resources/11/"
 _LIMITED = "https://dl.fbaipublicfiles.com/librilight/data/librispeech_finetuning.tgz"
 _BLOCK = 1 << 20
 _ATTEMPTS = 5
+_CALLS = 2  # attempts at a server that has not answered yet: without a network there is no use in waiting
+_PATIENCE = 20.0  # seconds that a server may be silent
 _UNPACKED_SHARE = 1.1  # FLAC does not shrink in an archive: unpacked it takes about as much space again
 
 Advance = Callable[[int, int | None], None]
@@ -157,21 +159,23 @@ def _silent(done: int, total: int | None) -> None:
 
 def _transfer(archive: Archive, part: Path, advance: Advance, pause: float) -> None:
     """Append to ``part`` until it holds the whole file; broken connections are taken up again."""
-    url, failures, reason = archive.url, 0, ""
-    while failures < _ATTEMPTS:
+    url, failures, reason, answered = archive.url, 0, "", False
+    while failures < (_ATTEMPTS if answered else _CALLS):
         if failures:
             time.sleep(pause * 2 ** (failures - 1))
         before = _size(part)
         try:
             if _continue(archive, part, advance):
                 return
-            reason = "the connection broke off"
+            reason, answered = "the connection broke off", True
         except urllib.error.HTTPError as error:
+            answered = True
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500:
                 raise AsrkitError(reason, where=url) from None
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+        answered = answered or _size(part) > before
         failures = 1 if _size(part) > before else failures + 1
     raise AsrkitError(
         f"could not be fetched: {reason}",
@@ -189,7 +193,7 @@ def _continue(archive: Archive, part: Path, advance: Advance) -> bool:
     size = _size(part)
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={size}-", "User-Agent": "asrkit"})
     try:
-        response = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise

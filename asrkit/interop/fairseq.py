@@ -118,12 +118,19 @@ def read_file(path: Path, units: Units | None = None, with_head: bool = True) ->
         if head is not None:
             rows += prefixed(ssl_rows(head.groups), SSL)
     weights, left = take(rows, state, path)
-    left = [
-        key for key in left if not key.endswith(("num_batches_tracked", "rot_emb.inv_freq", "embed_positions.inv_freq"))
-    ]
+    left = [key for key in left if not key.endswith(_COMPUTED) and not _idle(shape, key)]
     if left:
         notes.append(f"left out: {', '.join(left[:3])}{', …' if len(left) > 3 else ''} ({len(left)} weights)")
     return Portable(shape, weights, units, head, path.stem, tuple(notes))
+
+
+_COMPUTED = ("num_batches_tracked", ".inv_freq")
+"""Endings of names whose values follow from the shape or mean nothing."""
+
+
+def _idle(shape: EncoderConfig, key: str) -> bool:
+    """Whether a weight is one that fairseq's Conformers hold and never run."""
+    return shape.blocks == "conformer" and "encoder.pos_conv." in key
 
 
 def _settings(found: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,7 +157,6 @@ def _settings(found: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dic
 
 def _encoder_config(settings: Mapping[str, Any], task: Mapping[str, Any], path: Path) -> EncoderConfig:
     conformer = settings.get("layer_type") == "conformer"
-    norm_is_last = bool(settings.get("layer_norm_first"))
     layer_type = settings.get("layer_type") or "transformer"
     activation = (
         "gelu" if conformer else settings.get("activation_fn") or "gelu"
@@ -160,8 +166,6 @@ def _encoder_config(settings: Mapping[str, Any], task: Mapping[str, Any], path: 
             expected = " or ".join(repr(one) for one in known)
             raise AsrkitError(f"expected {key} {expected}, found {value!r}: asrkit has no such model", where=path)
     layered = settings.get("extractor_mode", "default") == "layer_norm"
-    depth = int(settings.get("pos_conv_depth") or 1)
-    kernel = int(settings.get("conv_pos") or 128)
     positions = "conv"
     if conformer:
         positions = {"rel_pos": "relative", "rope": "rotary-input"}.get(str(settings.get("pos_enc_type")), "none")
@@ -177,16 +181,25 @@ def _encoder_config(settings: Mapping[str, Any], task: Mapping[str, Any], path: 
         dim=int(settings.get("encoder_embed_dim") or 768),
         ffn_dim=int(settings.get("encoder_ffn_embed_dim") or 3072),
         heads=int(settings.get("encoder_attention_heads") or 12),
-        pre_norm=norm_is_last and not conformer,
+        pre_norm=bool(settings.get("layer_norm_first")) and not conformer,
         positions=positions,
-        conv_position_kernel=kernel if depth == 1 else max(3, kernel // depth),
-        conv_position_groups=int(settings.get("conv_pos_groups") or 16),
-        conv_position_layers=depth,
-        conv_kernel=int(settings.get("depthwise_conv_kernel_size") or 31),
-        conv_norm="batch" if conformer else "layer",
-        conv_bias=not conformer,
-        outer_norm="none" if not conformer else "after" if norm_is_last else "before",
+        **_kernels(settings, conformer),
     )
+
+
+def _kernels(settings: Mapping[str, Any], conformer: bool) -> dict[str, Any]:
+    """Return what is the Conformer's own, or the Transformer's."""
+    if conformer:
+        kernel = int(settings.get("depthwise_conv_kernel_size") or 31)
+        place = "after" if settings.get("layer_norm_first") else "before"
+        return {"conv_kernel": kernel, "conv_norm": "batch", "conv_bias": False, "outer_norm": place}
+    depth = int(settings.get("pos_conv_depth") or 1)
+    kernel = int(settings.get("conv_pos") or 128)
+    return {
+        "conv_position_kernel": kernel if depth == 1 else max(3, kernel // depth),
+        "conv_position_groups": int(settings.get("conv_pos_groups") or 16),
+        "conv_position_layers": depth,
+    }
 
 
 _CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"

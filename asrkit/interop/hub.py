@@ -114,7 +114,8 @@ def fetch(name: str) -> Path:
         mend = "OWNER/NAME as on huggingface.co; for a private one: hf auth login"
         raise AsrkitError("no such folder, and no such model on the Hugging Face hub", where=name, mend=mend) from None
     except Exception as error:  # the hub's library lets through what each layer of the network below it raises
-        reason = type(error).__name__
+        offline = isinstance(error, errors.LocalEntryNotFoundError)
+        reason = "no connection, and it is not in the cache" if offline else type(error).__name__
         mend = f"with a network: hf download {name} --local-dir DIR, then: asrkit import DIR"
         raise AsrkitError(f"cannot be fetched from the Hugging Face hub ({reason})", where=name, mend=mend) from None
 

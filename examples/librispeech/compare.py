@@ -16,6 +16,7 @@ from typing import Any
 from study import Run, Study, load, points, slug
 from study_tables import write_tables
 
+from asrkit.analysis.results import collect, markdown, write_results
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
 from asrkit.text.speakers import by_speaker, guess_speakers
@@ -168,10 +169,24 @@ def _is_last_stage(folder: Path, subsets: Iterable[str]) -> bool:
     return any(folder.name.endswith(f"_{subset}") for subset in subsets) and (folder / "decode").is_dir()
 
 
+def every_table(options: argparse.Namespace) -> None:
+    """Write the tables of all studies that have results, and of what decoders.sh kept."""
+    others = {name: getattr(options, name) for name in ("only", "corpus_dir", "data_dir", "exp_dir", "results_dir")}
+    if not options.tables or any(others.values()):
+        raise AsrkitError("compare.sh needs a study", mend="without one it takes --tables and --output alone")
+    output = options.output or ROOT / "RESULTS.md"
+    for path in sorted((HOME / "studies").glob("*.yaml")):
+        name, study = load(str(path), HOME)
+        if any((HOME / "results" / name).rglob("results.json")):
+            write_tables(name, study, HOME / "results" / name, output)
+    if (HOME / "results" / "decoding").is_dir():
+        write_results(output, markdown(collect([HOME / "results" / "decoding"])))
+
+
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="compare.sh", add_help=False)
-    parser.add_argument("study")
+    parser.add_argument("study", nargs="?")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", default="")
     for name in ("--corpus-dir", "--data-dir", "--exp-dir", "--results-dir", "--output"):
@@ -179,6 +194,9 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     try:
+        if options.study is None:
+            every_table(options)
+            return 0
         name, study = load(options.study, HOME)
         options.data_dir = (options.data_dir or ROOT / "data" / name).absolute()
         options.exp_dir = (options.exp_dir or ROOT / "exp" / name).absolute()

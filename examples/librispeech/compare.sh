@@ -6,6 +6,7 @@
 #   compare.sh wav2vec_s --jobs 2            two runs at a time
 #   compare.sh wav2vec_s --only wav2vec-S    recipes whose name contains this
 #   compare.sh wav2vec_s --tables            only the tables, from what results there are
+#   compare.sh --tables                      all tables of RESULTS.md: of all studies, and of what decoders.sh has kept
 #
 #   STUDY                a file of examples/librispeech/studies/, or the path of one like them
 #   --jobs N             runs at a time; each gets its share of the CPU's cores (1)

@@ -24,14 +24,22 @@
 #   --size NAME                 mini, small, base or large, as far as conf/CONFIG has it (mini; librispeech: base)
 #   --source NAME               labels of stage 3, for methods that have some of their own: a subset (100h; mini: 9h)
 #   --subset NAME               labelled speech of the last stage: 10min, 1h, 9h, 10h, 100h or 960h (10h)
-#   --init EXP                  an experiment to start from in place of stage 2; `scratch` starts from random weights
+#   --follow NAME               whose settings the fine-tuning of base and large has, where the two differ: fairseq, its released
+#                               configurations, or paper, the wav2vec 2.0 paper's table 6 (fairseq)
+#   --init EXP                  an experiment to start from in place of stage 2, such as `asrkit import` makes of a published
+#                               checkpoint; `scratch` starts from random weights
 #   --lm NAME                   a language model for stage 5, which then decodes with and without, its weights searched on
 #                               dev-clean: train (a 4-gram of the transcripts of --subset), official or official-small
-#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none)
+#                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none). Stage 0
+#                               also fetches the lexicon of units.lexicon=CORPUS_DIR/lm/librispeech-lexicon.txt
 #   --seed N                    (1)
 #   --data-dir DIR              prepared data (data/CORPUS)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
 #   --nproc N                   processes, one per GPU (1)
+#   --nnodes N                  machines that train together (1). Each runs this command, with folders that all of them share; the
+#                               first one does what is not training, the others wait for it
+#   --node-rank R               which of them this one is, from 0 (SLURM_NODEID)
+#   --master HOST[:PORT]        how the others reach the first one; PORT + 2 to PORT + 4 must be free there (29500)
 #   -- KEY=VALUE …              changes to the configuration: a method's own section (pretrain.updates=800) goes to the
 #                               stage of that method (finetune's to stage 4, supervised's to stage 3), everything else to
 #                               every training stage
@@ -70,14 +78,14 @@ one_of() {
     case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
 }
 
-stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h init="" lm=none
-seed=1 data_dir="" exp_dir="" nproc=1 overrides=()
+stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h follow=fairseq
+init="" lm=none seed=1 data_dir="" exp_dir="" nproc=1 nnodes=1 node_rank="" master="" overrides=()
 while [ $# -gt 0 ]; do
     flag=$1
     shift
     case $flag in
-    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --init | --lm | \
-        --seed | --data-dir | --exp-dir | --nproc)
+    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --follow | --init | \
+        --lm | --seed | --data-dir | --exp-dir | --nproc | --nnodes | --node-rank | --master)
         [ $# -gt 0 ] && [ -n "$1" ] && [ "${1#--}" = "$1" ] || die "$flag needs a value (see run.sh --help)"
         name=${flag#--}
         printf -v "${name//-/_}" %s "$1"
@@ -110,10 +118,27 @@ one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
 one_of --lm "$lm" none train official official-small
 case $lm in official*) [ "$corpus" = librispeech ] || die "--lm $lm is made for LibriSpeech; for $corpus there is --lm train" ;; esac
 [ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
-for flag in seed nproc; do
-    case ${!flag} in *[!0-9]*) die "--$flag ${!flag}: not a whole number" ;; esac
-done
-[ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
+one_of --follow "$follow" fairseq paper
+whole_number() {
+    local flag
+    for flag in "$@"; do
+        case ${!flag} in "" | *[!0-9]*) die "--${flag/_/-} ${!flag}: not a whole number" ;; esac
+    done
+}
+whole_number seed nproc nnodes
+for flag in nproc nnodes; do [ "${!flag}" -gt 0 ] || die "--$flag ${!flag}: at least 1"; done
+if [ "$nnodes" -eq 1 ]; then
+    [ -z "$node_rank$master" ] || die "--node-rank and --master are for several machines (--nnodes N)"
+    node_rank=0
+else
+    node_rank=${node_rank:-${SLURM_NODEID:-}}
+    [ -n "$node_rank" ] || die "--nnodes $nnodes: which of them is this one? (--node-rank R, from 0)"
+    [ -n "$master" ] || die "--nnodes $nnodes: how do the others reach the first one? (--master HOST[:PORT])"
+fi
+master_port=29500
+case $master in *:*) master_port=${master##*:} master=${master%:*} ;; esac
+whole_number node_rank master_port
+[ "$node_rank" -lt "$nnodes" ] || die "--node-rank $node_rank: not one of 0 to $((nnodes - 1))"
 
 # sets_of FLAG SUBSET prints the prepared sets that a subset stands for; the small ones are Libri-light's label-limited folds.
 sets_of() {
@@ -144,6 +169,10 @@ one_of --method "$method" "${methods[@]}"
 # config_of NAME SUBSET prints the configuration of a stage: the subset's own where there is one.
 config_of() {
     local file=$conf/${1}_${size}_$2.yaml
+    if [ "$1 $follow" = "finetune paper" ]; then
+        file=$conf/finetune_${size}_${2/#9h/10h}_paper.yaml
+        [ -f "$file" ] || die "--follow paper: no configuration $file (the paper's are for librispeech, base and large)"
+    fi
     [ -f "$file" ] || file=$conf/${1}_$size.yaml
     [ -f "$file" ] || die "no configuration $file"
     echo "$file"
@@ -172,6 +201,9 @@ refine)
     tune_config=$(config_of finetune "$subset") || exit
     ;;
 joint) refine_config=$(config_of "$own" "$subset") || exit ;;
+esac
+case $follow-$route-$own in
+paper-joint-* | paper-*-scratch) die "--follow paper: this run has no fine-tuning of a pre-trained model" ;;
 esac
 pretrain_config=$conf/pretrain_$size.yaml
 [ -n "$init" ] || [ -f "$pretrain_config" ] || die "no configuration $pretrain_config"
@@ -214,25 +246,37 @@ corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus}")
 data_dir=$(absolute "${data_dir:-$root/data/$corpus}")
 exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}_${config}_${size}_seed$seed}")
 case $init in "" | scratch) ;; *) init=$(absolute "$init") ;; esac
-pretrained=$exp_dir/pretrain refined="" tuned=$exp_dir/${own}_$subset
+case $follow in paper) variant=_paper ;; *) variant="" ;; esac
+pretrained=$exp_dir/pretrain refined="" tuned=$exp_dir/${own}_$subset$variant
 if [ "$route" = refine ]; then
     # With random weights at its beginning a run is another one.
     case $init in scratch) name=${method}_scratch ;; *) name=$method ;; esac
-    refined=$exp_dir/${name}_$source tuned=$exp_dir/${name}_${source}_finetune_$subset
+    refined=$exp_dir/${name}_$source tuned=$exp_dir/${name}_${source}_finetune_$subset$variant
 fi
-# The file of --lm, and its name for the download.
-lm_file="" lm_part=""
+# The file of --lm, and what is fetched beside speech.
+lm_file="" text_parts=()
 case $lm in
 train) lm_file=$tuned/lm/train_4gram.arpa ;;
-official) lm_file=$corpus_dir/lm/4-gram.arpa.gz lm_part=4-gram ;;
-official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz lm_part=3-gram-small ;;
+official) lm_file=$corpus_dir/lm/4-gram.arpa.gz text_parts=(4-gram) ;;
+official-small) lm_file=$corpus_dir/lm/3-gram.pruned.1e-7.arpa.gz text_parts=(3-gram-small) ;;
 esac
+for override in "${overrides[@]}"; do
+    case $override in
+    units.lexicon=*)
+        [ "$(absolute "${override#*=}")" != "$corpus_dir/lm/librispeech-lexicon.txt" ] || text_parts+=(lexicon)
+        ;;
+    esac
+done
+
+# Of several machines only the first one checks and writes; the others follow it into the training stages.
+first() { [ "$node_rank" -eq 0 ]; }
 
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds
 # DIR until run.sh and the commands it started are gone, so that no second run writes into it.
 agree() {
     local dir=$1 setting key noted
+    first || return 0
     # A stage that failed before it had made anything binds nobody.
     [ -f "$dir/recipe.settings" ] || return 0
     [ -e "$dir/checkpoints/last" ] || compgen -G "$dir/*/set.json" >/dev/null || return 0
@@ -246,6 +290,7 @@ agree() {
 }
 settle() {
     local hold status=0
+    first || return 0
     mkdir -p "$1"
     exec {hold}<"$1"
     # 9: taken. Anything else that goes wrong is a file system without locks.
@@ -265,6 +310,10 @@ tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init
 begin() {
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] || return 1
     type -P asrkit >/dev/null || die "the command asrkit is not installed (bash scripts/install.sh makes .venv with it)"
+    if ! first; then
+        case $1 in 2 | 3 | 4) ;; *) return 1 ;; esac
+        printf '\n== Stage %s: waiting for the first machine, %s\n' "$1" "$master:$((master_port + $1))"
+    fi
     began=$SECONDS at_work=$1
     printf '\n== Stage %s: %s\n   reads  %s\n   writes %s\n' "$1" "$2" "$3" "${4:-nothing}"
 }
@@ -279,6 +328,7 @@ skip() {
 # require SET… stops where a set is not prepared.
 require() {
     local name
+    first || return 0
     for name in "$@"; do
         [ -f "$data_dir/$name/set.json" ] || die "$data_dir holds no prepared set $name (run stage 1; is it in $corpus_dir?)"
     done
@@ -286,7 +336,13 @@ require() {
 # train STAGE CONFIG EXP KEY=VALUE…
 train() {
     local command=(asrkit) changes
-    [ "$nproc" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
+    if [ "$nnodes" -gt 1 ]; then
+        # A port for each stage: who is done with one early must not join its end. Preparing a corpus may take the first one hours.
+        command=(torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$nproc" --master-addr "$master"
+            --master-port $((master_port + at_work)) --rdzv-conf timeout=86400 --module asrkit)
+    elif [ "$nproc" -gt 1 ]; then
+        command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
+    fi
     mapfile -t changes < <(overrides_for "$1")
     "${command[@]}" train "$2" "exp_dir=$3" "seed=$seed" "data.dir=$data_dir" "${@:4}" "${changes[@]}"
 }
@@ -300,12 +356,12 @@ from_start() {
         scratch) return ;;
         "") start=$pretrained ;;
         *)
-            [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (it has no config.yaml)"
+            [ -e "$init/config.yaml" ] || die "--init $init: not an experiment folder (asrkit import makes one of another toolkit's checkpoint)"
             start=$init
             ;;
         esac
     fi
-    [ "$start" = "$init" ] || [ -e "$start/checkpoints/last" ] ||
+    ! first || [ "$start" = "$init" ] || [ -e "$start/checkpoints/last" ] ||
         die "$start holds no trained model (run stage $([ "$start" = "$pretrained" ] && echo "2, or give --init" || echo 3))"
     echo "init=$start"
 }
@@ -340,11 +396,11 @@ elif begin 0 "corpus" "$corpus_dir${network:+, $network}" "${network:+$corpus_di
     parts=$(corpus_parts | sed '/^$/d' | sort -u)
     mapfile -t parts <<<"$parts"
     if [ "$download" = yes ]; then
-        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" $lm_part dev-clean dev-other test-clean test-other | sort -u)
+        mapfile -t fetched < <(printf '%s\n' "${parts[@]}" "${text_parts[@]}" dev-clean dev-other test-clean test-other | sort -u)
         python -m asrkit.data.download --corpus-dir "$corpus_dir" "${fetched[@]}"
     fi
     check_corpus "${parts[@]}"
-    [ -z "$lm_part" ] || [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)"
+    case $lm in official*) [ -f "$lm_file" ] || die "--lm $lm: $lm_file is not there (--download fetches it)" ;; esac
     finish 0
 fi
 

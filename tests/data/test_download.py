@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import re
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -186,6 +187,16 @@ def test_offline_is_told_in_one_line_and_keeps_the_part(tmp_path: Path) -> None:
         download(archive, tmp_path, pause=0.0)
     assert "\n" not in str(caught.value)
     assert files_in(tmp_path) == {"part.tar.gz.part": b"there"}
+
+
+def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and says nothing, as some firewalls do."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        archive = Archive(f"http://127.0.0.1:{silent.getsockname()[1]}/part.tar.gz", "0" * 64, "LibriSpeech/dev-clean")
+        with pytest.raises(AsrkitError, match=r"could not be fetched: timed out .*check the network"):
+            download(archive, tmp_path, pause=0.0)
+    assert files_in(tmp_path) == {}
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, module._ATTEMPTS)])

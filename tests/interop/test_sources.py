@@ -111,7 +111,9 @@ def test_the_hub_is_asked_and_may_be_silent(
     monkeypatch.setattr(hub, "snapshot_download", silent)
     capsys.readouterr()
     assert foreign.cli.main(["import", "somebody/model", "--output", str(tmp_path / "more")]) == 2
-    assert "(with a network: hf download somebody/model --local-dir DIR" in foreign.told(capsys)
+    line = foreign.told(capsys)
+    assert "no connection, and it is not in the cache" in line
+    assert "(with a network: hf download somebody/model --local-dir DIR" in line
     assert hub_module.PATIENCE <= 60
 
 
