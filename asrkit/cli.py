@@ -353,7 +353,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.config is None:
         raise AsrkitError("asrkit train needs a CONFIG.yaml", mend="see asrkit train --help")
     from asrkit.training.config import load_experiment_config
-    from asrkit.training.experiment import train
+    from asrkit.training.experiment import Outcome, train
 
     config = load_experiment_config(options.config, options.overrides)
     if options.dry_run or options.profile:
@@ -362,7 +362,10 @@ def _train(options: argparse.Namespace) -> int:
 
         (dry_run if options.dry_run else profile_run)(config, console)
         return 0
-    return 0 if train(config, console) else 130
+    outcome = train(config, console)
+    # torchrun would start processes again that it takes for failed, and whoever sends SIGUSR1 does so himself.
+    postponed = outcome is Outcome.POSTPONED and "TORCHELASTIC_RUN_ID" in os.environ
+    return 0 if outcome is Outcome.COMPLETE or postponed else 130
 
 
 def _decode(options: argparse.Namespace) -> int:

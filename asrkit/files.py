@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise AsrkitError(f"cannot be written: {error.strerror or error}", where=path) from error
     finally:
@@ -39,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the names in a folder survive a power failure, where the file system can do that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -68,7 +69,7 @@ def remove_parts(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left in a folder; nobody may be writing in it."""
     for path in folder.glob(_PART):
         with suppress(OSError):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_full(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from asrkit.data.collate import Example, collate
 from asrkit.data.prepare import PrepareConfig, prepare_table
 from asrkit.text.normalise import TextConfig
 from asrkit.text.units import Units
+from asrkit.training.checkpoint import load
 from asrkit.training.config import schema
 from asrkit.training.experiment import build_method
 
@@ -196,9 +197,7 @@ def rows(exp_dir: Path) -> list[dict[str, Any]]:
 
 def checkpoint(exp_dir: Path, name: str = "last") -> dict[str, Any]:
     """Return what `last` or `best` names."""
-    path = exp_dir / "checkpoints" / (exp_dir / "checkpoints" / name).read_text().strip()
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    return state
+    return load(exp_dir / "checkpoints" / (exp_dir / "checkpoints" / name).read_text().strip())
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:

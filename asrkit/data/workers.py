@@ -82,6 +82,7 @@ def _identity(loaded: Loaded) -> Loaded:
 
 
 def _start_worker(_: int) -> None:
-    """Hold a worker to one thread, and leave Ctrl-C, which the terminal sends to all, to the training process."""
+    """Hold a worker to one thread, and leave what all processes get, Ctrl-C and a scheduler's SIGUSR1, to the training process."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

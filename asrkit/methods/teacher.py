@@ -32,24 +32,37 @@ class MovingAverage:
     """Frozen copies of modules that follow them. Not a module itself: its weights are not the method's to train or save."""
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
-        """Copy the modules as they are.
+        """Copy the modules, which `begin` will give their values.
 
         Args:
             modules: by name.
             decay: share of the old average in the new one.
         """
         self.decay = decay
+        self.begun = False
+        """Whether there is an average yet."""
+        # Copied at once: modules that a distributed run has divided among its processes could not be.
         self.copies = {
             name: copy.deepcopy(module).float().eval().requires_grad_(False) for name, module in modules.items()
         }
 
-    @torch.no_grad()
+    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+        """Take over the modules' weights as they are, where they are."""
+        self.begun = True
+        for name, kept in self.copies.items():
+            kept.to(next(modules[name].parameters()).device)
+        self._move(modules, 1.0)
+
     def follow(self, modules: Mapping[str, nn.Module]) -> None:
         """Move towards the modules' weights; buffers (running statistics) are copied."""
+        self._move(modules, 1.0 - self.decay)
+
+    @torch.no_grad()
+    def _move(self, modules: Mapping[str, nn.Module], share: float) -> None:
         for name, kept in self.copies.items():
             averages: list[Tensor] = list(kept.parameters())
             current = [parameter.detach().float() for parameter in modules[name].parameters()]
-            torch._foreach_lerp_(averages, current, 1.0 - self.decay)
+            torch._foreach_lerp_(averages, current, share)
             for mine, its in zip(kept.buffers(), modules[name].buffers(), strict=True):
                 mine.copy_(its)
 

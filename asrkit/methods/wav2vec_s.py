@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from asrkit.core.clock import Clock
 from asrkit.core.phase import Phase
@@ -137,6 +138,8 @@ class Wav2VecS(Supervised):
         check_spec_augment(config.student_spec_augment, "wav2vec_s.student_spec_augment", encoder)
         self.config = config
         self.average: MovingAverage | None = None
+        if config.pseudo.teacher == "ema":
+            self.average = MovingAverage(self._student, config.pseudo.ema_decay)
         self.cache = LabelCache(config.pseudo.cache, config.pseudo.cache_renewal)
         self.collapsed_rows = 0
 
@@ -239,8 +242,12 @@ class Wav2VecS(Supervised):
         return [labels[row] for row in range(len(batch.ids))], shared
 
     @property
+    def _student(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder, "ctc": self.ctc}
+
+    @property
     def _teacher(self) -> tuple[Encoder, CTCHead]:
-        if self.average is None:
+        if self.average is None or not self.average.begun:
             return self.encoder, self.ctc
         encoder, head = self.average.copies["encoder"], self.average.copies["ctc"]
         assert isinstance(encoder, Encoder)
@@ -283,12 +290,9 @@ class Wav2VecS(Supervised):
         """See `Method.after_update`: the moving average follows, the cache takes in what was labelled."""
         if clock.phase != SEMI:
             return
-        modules = {"encoder": self.encoder, "ctc": self.ctc}
         if self.average is not None:
-            self.average.follow(modules)
-        elif self.config.pseudo.teacher == "ema":
             # Here and not where labels are made: a rank without unlabelled audio in this update needs it too.
-            self.average = MovingAverage(modules, self.config.pseudo.ema_decay)
+            (self.average.follow if self.average.begun else self.average.begin)(self._student)
         if self.cache.size:
             self.cache.take(engine.gather(self.cache.fresh))
 
@@ -318,15 +322,15 @@ class Wav2VecS(Supervised):
     def extra_state(self) -> dict[str, Any]:
         """See `Method.extra_state`: the moving average and the cache."""
         return {
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": self.average.state_dict() if self.average is not None and self.average.begun else None,
             "cache": self.cache.state_dict(),
             "collapsed_rows": self.collapsed_rows,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """See `Method.load_extra_state`."""
-        if state["average"] is not None:
-            self.average = MovingAverage({"encoder": self.encoder, "ctc": self.ctc}, self.config.pseudo.ema_decay)
+        if self.average is not None and state["average"] is not None:
+            self.average.begin(self._student)
             self.average.load_state_dict(state["average"])
         self.cache.load_state_dict(state["cache"])
         self.collapsed_rows = state["collapsed_rows"]

@@ -26,6 +26,8 @@ class TrainingConfig:
     """auto, bf16, fp16 or fp32; auto is bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
     threads: int = 0
     """CPU threads per process; 0 is torch's choice for one process, and an equal share of the cores for each of several."""
+    shard: bool = False
+    """Divide weights and the optimiser's moments among the processes (FSDP2) instead of keeping all of them on each."""
     log_every: int = 50
     """Updates between rows of metrics.jsonl."""
     validate_every: int = 1000
@@ -152,6 +154,7 @@ MAY_CHANGE = (
     "data.batch_seconds",
     "data.max_unreadable",
     "training.threads",
+    "training.shard",
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from asrkit.errors import AsrkitError
+from asrkit.training import watch as watching
+from asrkit.training.meeting import agree_on_name
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -41,7 +43,8 @@ class Ranks:
         for same in by_type.values():
             for bucket in _buckets(same):
                 flat = _flatten_dense_tensors(bucket)
-                dist.all_reduce(flat)
+                with watching.watch.meeting():
+                    dist.all_reduce(flat)
                 for tensor, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
                     tensor.copy_(total)
 
@@ -51,21 +54,24 @@ class Ranks:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         total = torch.tensor(float(flag), device=device)
-        dist.all_reduce(total)
-        return bool(total.item() > 0)
+        with watching.watch.meeting():
+            dist.all_reduce(total)
+            return bool(total.item() > 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order, on all ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with watching.watch.meeting():
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            dist.barrier()
+            with watching.watch.meeting():
+                dist.barrier()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -98,22 +104,64 @@ def ranks_of_environment() -> Ranks:
 def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> None:
     """Join the other processes' group.
 
+    Args:
+        ranks: this process's place.
+        device: where it computes.
+        timeout_minutes: how long processes wait for one that does not come; then all end, in a line that names it.
+
     Raises:
         AsrkitError: if they cannot be reached.
     """
-    if ranks.world_size == 1 or dist.is_initialized():
+    if ranks.world_size == 1:
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    seconds = 60 * timeout_minutes
+    store, name = None, ""
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store = _shared_store() if _torchrun_keeps_store() else None
+        if store is not None:
+            name = agree_on_name(store, ranks.rank, ranks.world_size, seconds)
+        if not dist.is_initialized():
+            _join(ranks, device, seconds, dist.PrefixStore(name, store) if store is not None else None)
     except (RuntimeError, ValueError) as error:
         raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
+    store = store or _shared_store()
+    watching.keep_watch(watching.Watch(ranks.rank, ranks.world_size, seconds, store, name, mistake_number))
+
+
+def _join(ranks: Ranks, device: torch.device, seconds: float, store: dist.Store | None) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The backends' own ways to end, with many lines and no names, come later.
+    timeout = timedelta(seconds=2 * seconds)
+    if store is None:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
+
+
+def _torchrun_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _shared_store() -> dist.Store | None:
+    """Return a connection of its own to the store by which the processes have found each other."""
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(host, port, timeout=timedelta(seconds=10))
+    except (KeyError, ValueError, RuntimeError):
+        return None
+
+
+def threads_group() -> dist.ProcessGroup:
+    """Return a further group of all processes, for a thread of each that must not get in the way of the first group's messages."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    return group
 
 
 def leave() -> None:
     """Leave the group, if there is one."""
+    watching.keep_watch(None)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -124,11 +172,11 @@ def mistake_number() -> int:
     The others fail for the same reason, or because the first is gone. They may be stuck in different places, so that the
     store that torchrun keeps is asked, and not the group.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not _torchrun_keeps_store():
         return 1
+    store = _shared_store()
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, timeout=timedelta(seconds=10))
-        return int(store.add(f"asrkit/mistakes/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1))
-    except (KeyError, ValueError, RuntimeError):  # better told twice than never
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"asrkit/mistakes/{start}", 1) if store is not None else 1
+    except RuntimeError:  # better told twice than never
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,9 @@ from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
 from asrkit.text.units import Units
-from asrkit.training.checkpoint import Checkpoints, load
+from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
-from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment
+from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment, threads_group
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
 from asrkit.training.generators import seed_generators
@@ -34,6 +35,8 @@ from asrkit.training.log import ProgressView, logging_to
 from asrkit.training.loop import Trainer, load_weights
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.rehearsal import Rehearsed, rehearse, tell
+from asrkit.training.sharded_checkpoint import Together
+from asrkit.training.sharding import Replicas, Shards, Weights
 from asrkit.training.signals import Interrupted
 from asrkit.training.units import resolve_units
 
@@ -146,11 +149,19 @@ def _check_shape(own: Any, initial: Any, standard: Any, key: str) -> None:
             )
 
 
-def train(config: ExperimentConfig, console: Console) -> bool:
-    """Run, or go on with, the experiment that ``config`` describes.
+class Outcome(enum.Enum):
+    """How a call of `train` ended."""
 
-    Returns:
-        True when the run is complete, False when a signal stopped it (its state is saved).
+    COMPLETE = "complete"
+    """There is nothing left to do."""
+    STOPPED = "stopped"
+    """A signal stopped the run; its state is saved."""
+    POSTPONED = "postponed"
+    """The same, by a SIGUSR1: whoever sent it will start the run again."""
+
+
+def train(config: ExperimentConfig, console: Console) -> Outcome:
+    """Run, or go on with, the experiment that ``config`` describes; return how it ended.
 
     Raises:
         AsrkitError: for whatever in config, data or checkpoints stands in the way.
@@ -177,20 +188,19 @@ def enter(config: ExperimentConfig, exp_dir: Path, console: Console) -> Iterator
     leave()
 
 
-def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> bool:
+def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, console: Console) -> Outcome:
     ranks = engine.ranks
     if ranks.is_first:
         remove_parts(exp_dir)
         remove_parts(exp_dir / "checkpoints")
-    state = Checkpoints(exp_dir).newest()
-    if len(set(ranks.gather(state["update"] if state is not None else None))) > 1:
-        raise AsrkitError("the processes see different checkpoints", where=exp_dir, mend="use a folder that all share")
+    ranks.barrier()
+    state = Checkpoints(exp_dir).newest(ranks)
     initial = begin(config, exp_dir, ranks) if state is None else None
     if state is not None:
         _go_on(config, exp_dir, ranks)
     if state is not None and state["finished"]:
         log.info("complete at step %d, nothing to do: %s", state["update"], exp_dir)
-        return True
+        return Outcome.COMPLETE
     ranks.barrier()
     _set_threads(config.training.threads, engine)
     if ranks.is_first:
@@ -213,10 +223,10 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         trainer.restore(state)
     try:
         trainer.run()
-    except Interrupted:
+    except Interrupted as stop:
         log.warning("stopped at step %d, saved; the same command goes on from here", trainer.update)
-        return False
-    return True
+        return Outcome.POSTPONED if stop.postponed else Outcome.STOPPED
+    return Outcome.COMPLETE
 
 
 def make_trainer(
@@ -233,8 +243,8 @@ def make_trainer(
     seed_generators([config.seed])
     method = build_method(config, units)
     if initial is not None:
-        weights, update = initial.weights()
-        taken = method.inherit(weights, keep_head=_keeps_head(config))
+        given, update = initial.weights()
+        taken = method.inherit(given, keep_head=_keeps_head(config))
         log.info("weights of %s (step %d): %s", initial.folder, update, ", ".join(p.rstrip(".") for p in taken))
     elif fresh:
         method.check_scratch()
@@ -242,11 +252,22 @@ def make_trainer(
     seed_generators([config.seed, ranks.rank])
     streams = _streams(config, units, engine)
     method.observe_streams(updates_per_epoch(streams))
+    dev_batches = _dev_batches(config, units, ranks)
+    weights: Weights = Replicas()
+    checkpoints = Checkpoints(exp_dir, config.training.keep_checkpoints)
+    if config.training.shard and ranks.world_size > 1:
+        weights = Shards(method, ranks, engine.device)
+        together = Together(threads_group(), ranks.rank, ranks.world_size)
+        checkpoints = ShardedCheckpoints(exp_dir, config.training.keep_checkpoints, together)
+    with weights.divided():
+        optimiser = Optimiser(method, config.optimiser)
     return Trainer(
         method,
         streams,
-        _dev_batches(config, units, ranks),
-        optimiser=Optimiser(method, config.optimiser),
+        dev_batches,
+        optimiser=optimiser,
+        weights=weights,
+        checkpoints=checkpoints,
         engine=engine,
         config=config.training,
         exp_dir=exp_dir,
@@ -270,7 +291,8 @@ def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
         method.observe_streams(updates_per_epoch(trainer.streams))
         return method.to(device)
 
-    found = rehearse(build, trainer.streams, trainer.engine, trainer.memory)
+    # With sharding, the copy of the model is more than this rank's share of the moments will be.
+    found = rehearse(build, trainer.streams, trainer.engine, trainer.memory, moments=not trainer.weights.sharded)
     tell(found, device)
     return found
 

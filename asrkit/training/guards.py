@@ -31,6 +31,7 @@ from asrkit.errors import AsrkitError
 from asrkit.files import write_text
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
+from asrkit.training.sharding import local_part
 
 log = logging.getLogger("asrkit.training")
 
@@ -136,18 +137,22 @@ class NumericalGuard:
             "figures": {name: [float(part) for part in pair] for name, pair in totals.values.items()},
             "batches": {name: [_describe(batch) for batch in batches] for name, batches in micro_batches.items()},
         }
+        # Of sharded gradients each rank sees its part.
+        odd = [
+            name
+            for name, p in self.method.named_parameters()
+            if p.grad is not None and not local_part(p.grad).isfinite().all()
+        ]
         ranks = self.engine.ranks.gather(own)
+        seen = {name for names in self.engine.ranks.gather(odd) for name in names}
         path = self.exp_dir / folder / f"step_{clock.update + 1}.json"
         if self.engine.ranks.is_first:
-            odd = [
-                name for name, p in self.method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
             content = {
                 "step": clock.update + 1,
                 "phase": clock.phase,
                 "reason": reason,
                 "gradient_norm": norms,
-                "parameters_without_a_finite_gradient": odd[:_MOST_NAMES],
+                "parameters_without_a_finite_gradient": sorted(seen)[:_MOST_NAMES],
                 "loss_scale": self.engine.scaler.get_scale(),
                 "ranks": ranks,
             }

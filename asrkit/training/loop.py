@@ -23,7 +23,8 @@ from asrkit.core.term import Ratio
 from asrkit.data.batch import Batch
 from asrkit.data.stream import Stream
 from asrkit.errors import AsrkitError
-from asrkit.training.checkpoint import Checkpoints, update_of
+from asrkit.training import watch as watching
+from asrkit.training.checkpoint import Checkpoints, fetch_shares, update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.engine import TrainingEngine
 from asrkit.training.generators import generator_states, set_generator_states
@@ -32,7 +33,8 @@ from asrkit.training.log import MetricLog, ProgressView, dev_text
 from asrkit.training.memory import MemoryGuard
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.saving import CheckpointWriter
-from asrkit.training.signals import Interrupted, StopRequest
+from asrkit.training.sharding import Weights
+from asrkit.training.signals import StopRequest
 
 log = logging.getLogger("asrkit.training")
 
@@ -47,6 +49,8 @@ class Trainer:
         dev_batches: Sequence[Batch],
         *,
         optimiser: Optimiser,
+        weights: Weights,
+        checkpoints: Checkpoints,
         engine: TrainingEngine,
         config: TrainingConfig,
         exp_dir: Path,
@@ -62,8 +66,9 @@ class Trainer:
         self.seed = seed
         self.view = view
         self.exp_dir = exp_dir
-        self.checkpoints = Checkpoints(exp_dir, config.keep_checkpoints)
-        self.writer = CheckpointWriter(self.checkpoints, engine.ranks, 60 * config.disk_patience_minutes)
+        self.weights = weights
+        self.checkpoints = checkpoints
+        self.writer = CheckpointWriter(checkpoints, engine.ranks, 60 * config.disk_patience_minutes)
         self.update = 0
         self.phase_index = 0
         self.phase_update = 0
@@ -111,7 +116,7 @@ class Trainer:
             self._settle(phase, length, stop, final)
         if self.phase_update >= length:
             return
-        self.optimiser.enter(phase, fresh=self.phase_update == 0)
+        self.enter(phase, fresh=self.phase_update == 0)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
         while self.phase_update < length:
             clock = self.step(phase, length, sources)
@@ -123,16 +128,24 @@ class Trainer:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
 
+    def enter(self, phase: Phase, fresh: bool) -> None:
+        """Let a phase's groups learn; ``fresh`` is False when a restart lands inside of it."""
+        with self.weights.divided():
+            self.optimiser.enter(phase, fresh)
+
     def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
         """Do one update; return the clock that it went by."""
         began = time.perf_counter()
+        watching.watch.note("reading data", self.update, phase.name)
         micro_batches = {name: next(source) for name, source in sources.items()}
         waited = time.perf_counter() - began
         clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        watching.watch.note("computing an update")
         self.method.train()
         totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
         allow = partial(self.guard.allows, clock, micro_batches, totals)
-        norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
+        with self.weights.divided():
+            norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
         for name in phase.streams:
             self.streams[name].consumed()
         self.method.after_update(clock, self.engine)
@@ -155,7 +168,7 @@ class Trainer:
         if improved or milestone or stopping or again or self.update % self.config.checkpoint_every == 0:
             self.save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
-            raise Interrupted
+            raise stop.interruption()
 
     def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]]) -> None:
         elapsed = time.perf_counter() - began
@@ -232,6 +245,7 @@ class Trainer:
         unfinished = False
         with torch.inference_mode(), self.engine.autocast():
             for batch in self.dev_batches:
+                watching.watch.note("validating", self.update, phase.name)
                 unfinished = stop.flag
                 if unfinished:
                     break
@@ -263,6 +277,7 @@ class Trainer:
 
     def save(self, best: bool, finished: bool) -> None:
         """Hand everything that the run is made of to the writer of checkpoints."""
+        watching.watch.note("saving", self.update)
         own = {
             "generators": generator_states(self.engine.device),
             "totals": {
@@ -272,7 +287,9 @@ class Trainer:
             "window": dict(self.window),
         }
         ranks = self.engine.ranks.gather(own)
-        if self.engine.ranks.is_first:
+        if not self.engine.ranks.is_first and not self.weights.sharded:
+            return
+        with self.weights.divided():
             state = {
                 "model": self.method.state_dict(),
                 "extra": self.method.extra_state(),
@@ -298,9 +315,16 @@ class Trainer:
         Raises:
             AsrkitError: if the checkpoint is of another model.
         """
-        load_weights(self.method, state["model"], self.exp_dir)
+        state = fetch_shares(dict(state), self.weights.room)
+        fit = self.weights.fit
+        with self.weights.divided():
+            load_weights(self.method, {name: fit(name, value) for name, value in state["model"].items()}, self.exp_dir)
+            moments = {
+                name: {key: fit(name, value) for key, value in values.items()}
+                for name, values in state["optimiser"].items()
+            }
+            self.optimiser.load_state_dict(moments)
         self.method.load_extra_state(state["extra"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.engine.scaler.load_state_dict(state["scaler"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])

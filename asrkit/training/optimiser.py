@@ -14,6 +14,7 @@ from asrkit.core.method import Method
 from asrkit.core.phase import Phase
 from asrkit.errors import AsrkitError, nearest
 from asrkit.training.engine import TrainingEngine
+from asrkit.training.sharding import whole_norm
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Optimiser:
             scale = self.config.group_rate_scale.get(name, 1.0)
             group["lr"] = phase.schedules[name].rate(phase_update) * scale
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norms[name] = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=engine.device)
+            norms[name] = whole_norm(gradients) if gradients else torch.zeros((), device=engine.device)
         values = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
         taken = allow(values)
         if taken:

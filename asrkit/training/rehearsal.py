@@ -42,7 +42,11 @@ class Rehearsed:
 
 
 def rehearse(
-    build: Callable[[], Method], streams: Mapping[str, Stream], engine: TrainingEngine, memory: MemoryGuard
+    build: Callable[[], Method],
+    streams: Mapping[str, Stream],
+    engine: TrainingEngine,
+    memory: MemoryGuard,
+    moments: bool = True,
 ) -> list[Rehearsed]:
     """Run the costliest micro-batches of every phase.
 
@@ -51,6 +55,7 @@ def rehearse(
         streams: the run's streams.
         engine: the run's engine.
         memory: cuts what does not fit, and will cut the like in the run.
+        moments: whether to hold the memory of the optimiser's moments too.
 
     Raises:
         AsrkitError: if an utterance alone does not fit.
@@ -58,7 +63,7 @@ def rehearse(
     found: list[Rehearsed] = []
     with undisturbed(engine.device):
         method = build()
-        moments = _moments(method, engine.device)
+        held = _moments(method, engine.device) if moments else None
         epochs = {name: stream.updates_per_epoch for name, stream in streams.items()}
         known = set()
         for phase in method.phases():
@@ -68,7 +73,7 @@ def rehearse(
             if length and kind not in known:
                 known.add(kind)
                 found += _rehearse_phase(method, phase, length, streams, engine, memory)
-        del method, moments
+        del method, held
         if engine.device.type == "cuda":
             torch.cuda.empty_cache()
     memory.halved = 0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from asrkit.errors import AsrkitError
 from asrkit.files import is_full
-from asrkit.training.checkpoint import Checkpoints
+from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints
 from asrkit.training.distributed import Ranks
 from asrkit.training.signals import Interrupted
 
@@ -69,7 +69,9 @@ class CheckpointWriter:
     ) -> None:
         try:
             jobs = self._unwritten()
-            if jobs and (kind is None or issubclass(kind, (AsrkitError, Interrupted))):
+            # After a mistake the other ranks, which would have to write their shares, may be anywhere.
+            alone = not isinstance(self.checkpoints, ShardedCheckpoints)
+            if jobs and (kind is None or issubclass(kind, Interrupted) or (alone and issubclass(kind, AsrkitError))):
                 self._insist(jobs)
         finally:
             self._thread.shutdown(cancel_futures=True)
@@ -84,7 +86,7 @@ class CheckpointWriter:
     def _insist(self, jobs: list[_Job]) -> None:
         log.warning("the run ends, but its checkpoint waits for room: for %g s at most", self.patience_seconds)
         deadline = time.monotonic() + self.patience_seconds
-        while jobs and time.monotonic() < deadline:
+        while jobs and self.checkpoints.agree(time.monotonic() < deadline):
             time.sleep(min(_PAUSE_SECONDS, self.patience_seconds))
             jobs = self._write(jobs)
         if jobs:

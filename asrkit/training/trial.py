@@ -89,7 +89,7 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
 
 
 def _measure(trainer: Trainer, phase: Phase, length: int) -> PhaseCost:
-    trainer.optimiser.enter(phase, fresh=True)
+    trainer.enter(phase, fresh=True)
     sources = {name: iter(trainer.streams[name]) for name in phase.streams}
     trainer.phase_update = 0
     for _ in range(_WARM_UP):
@@ -123,7 +123,9 @@ def _checkpoint_bytes(trainer: Trainer) -> int:
     with trainer.writer:
         trainer.save(best=False, finished=False)
     path = Checkpoints(trainer.exp_dir).named("last")
-    return path.stat().st_size if path is not None else 0
+    if path is None:
+        return 0
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def _data_table(trainer: Trainer) -> Table:

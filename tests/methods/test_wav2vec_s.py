@@ -106,7 +106,8 @@ def test_a_moving_average_has_no_gradient_and_is_no_parameter() -> None:
 def test_the_average_begins_with_the_first_update_on_both_streams_and_labels_by_itself() -> None:
     method = make(pseudo={**SELF, "teacher": "ema", "ema_decay": 1.0}).train()
     method.after_update(replace(CLOCK, phase="warmup"), ENGINE)
-    assert method.average is None
+    assert method.average is not None
+    assert not method.average.begun
     method.after_update(SEMI, ENGINE)
     batch = unlabelled()
     first = texts(method.prepare("unlabelled", batch, SEMI).draws.batch)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,15 @@ def compare_gradients(self: Accumulate, method: Any, micro_batches: Any, *others
         raise AsrkitError("broken by the test")
     if state["fault"] == "crash" and RANK == 1:
         raise ZeroDivisionError("broken")
+    if state["fault"] == "hang" and RANK == 1 and state["steps"] == 2:
+        time.sleep(3600)
+    if state["fault"] == "death" and RANK == 1 and state["steps"] == 2 and not state["killed"].exists():
+        state["killed"].touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     run_step(self, method, micro_batches, *others)
+    ids = [name for batches in micro_batches.values() for batch in batches for name in batch.ids]
+    with open(FOLDER / f"{state['exp']}.{RANK}.ids", "a") as file:
+        file.write(json.dumps([others[0].update, ids]) + "\n")
     mine = {
         name: None if p.grad is None else hashlib.sha256(p.grad.numpy().tobytes()).hexdigest()
         for name, p in method.named_parameters()
@@ -58,8 +67,9 @@ ProgressView.advance = signal_at  # type: ignore[method-assign]
 experiment.leave = lambda: None  # the jobs share one group
 
 for job in json.loads((FOLDER / "jobs.json").read_text()):
-    state.update(steps=0, signal=job.get("signal", 0), fault=job.get("fault", ""))
     exp_dir = FOLDER / job["exp"]
+    state.update(steps=0, signal=job.get("signal", 0), fault=job.get("fault", ""), exp=job["exp"])
+    state["killed"] = exp_dir.with_suffix(".killed")
     status = cli.main(["train", f"{exp_dir}.yaml", f"exp_dir={exp_dir}"])
     if status != job["status"]:
         print(f"{job['exp']}: status {status}", file=sys.stderr)

@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import STILL, assert_same, checkpoint, rows, settings, train, write_config
+from helpers import STILL, assert_same, checkpoint, merged, rows, settings, train, write_config
+from test_resume import signal_at
+
+from asrkit.core.step import Accumulate
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 COMPARED = {
@@ -34,14 +39,14 @@ COMPARED = {
 LAYER_DROP = {**STILL, "layer_drop": 0.3}
 
 
-def torchrun(jobs: list[dict[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the worker's jobs in two processes."""
+def torchrun(jobs: list[dict[str, Any]], folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the worker's jobs in two processes, which are started again so often if one of them dies."""
     for job in jobs:
         write_config(folder / job["exp"], job.pop("settings"))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, str(WORKER), str(folder)]
+    command = [*launch, "--max-restarts", str(restarts), str(WORKER), str(folder)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -50,7 +55,7 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
     exact = {"optimiser": {"epsilon": 1e-2, "clip_norm": 5.0}, "training": {"log_every": 1}}
     no_diversity = {"updates": 12, "wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
     joint = {"ssl": {"wav2vec2": no_diversity["wav2vec2"]}}
-    return {
+    whole = {
         "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
         "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
@@ -60,6 +65,21 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
             "finetune", speech, encoder=LAYER_DROP, data={"labelled": {"seconds_per_update": 0.2}}, **exact
         ),
     }
+    return {**whole, **{f"{name}-sharded": merged(run, {"training": {"shard": True}}) for name, run in whole.items()}}
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "finetune": {"updates": 50},
+    "pretrain": {"updates": 50},
+    "wav2vec_s": {"updates": 50, "collapse_patience": 0},
+    "bl_just": {"outer_epochs": 12},
+}
+"""What makes each method's run fifty updates long."""
+
+
+def long_recipes(speech: Path) -> dict[str, dict[str, Any]]:
+    """Return the recipes with fifty updates."""
+    return {name: merged(run, {run["method"]: LONG[run["method"]]}) for name, run in recipes(speech).items()}
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +87,11 @@ def together(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the experiments of two processes."""
     folder = tmp_path_factory.mktemp("together")
     jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in recipes(speech).items()]
-    finetune = recipes(speech)["finetune"]
-    jobs.append({"exp": "stopped", "settings": finetune, "signal": 7, "status": 130})
-    jobs.append({"exp": "moved", "settings": finetune, "signal": 7, "status": 130})
-    jobs.append({"exp": "stopped", "settings": finetune, "status": 0})
+    for kind in ("", "-sharded"):
+        finetune = recipes(speech)[f"finetune{kind}"]
+        jobs.append({"exp": f"stopped{kind}", "settings": finetune, "signal": 7, "status": 130})
+        jobs.append({"exp": f"moved{kind}", "settings": finetune, "signal": 7, "status": 130})
+        jobs.append({"exp": f"stopped{kind}", "settings": finetune, "status": 0})
     done = torchrun(jobs, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -94,6 +115,21 @@ def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_p
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10
     assert_close(together / name, tmp_path / name)
+    assert (together / f"{name}-sharded" / "checkpoints" / "step_10").is_dir()
+    assert_close(together / f"{name}-sharded", tmp_path / name)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_in_fifty_updates(speech: Path, tmp_path: Path) -> None:
+    runs = long_recipes(speech)
+    jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in runs.items()]
+    done = torchrun(jobs, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in runs:
+        alone = tmp_path / f"{name}-alone"
+        assert train(alone, runs[name]) == 0
+        assert checkpoint(alone)["update"] == 50
+        assert_close(tmp_path / name, alone)
 
 
 def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
@@ -106,16 +142,87 @@ def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
     assert told["empty_shares"] >= 10
 
 
-def test_stopped_by_a_signal_to_one_of_two(together: Path) -> None:
-    assert rows(together / "stopped") == rows(together / "finetune")
-    assert_same(checkpoint(together / "stopped"), checkpoint(together / "finetune"))
+KINDS = ["", "-sharded"]
 
 
-def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, tmp_path: Path) -> None:
-    shutil.copytree(together / "moved", tmp_path / "moved")
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_by_a_signal_to_one_of_two(together: Path, kind: str) -> None:
+    assert rows(together / f"stopped{kind}") == rows(together / f"finetune{kind}")
+    assert_same(checkpoint(together / f"stopped{kind}"), checkpoint(together / f"finetune{kind}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_goes_on_with_another_number_of_processes(together: Path, speech: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(together / f"moved{kind}", tmp_path / "moved")
     assert checkpoint(tmp_path / "moved")["update"] == 7
-    assert train(tmp_path / "moved", recipes(speech)["finetune"]) == 0
+    assert train(tmp_path / "moved", recipes(speech)[f"finetune{kind}"]) == 0
     assert_close(tmp_path / "moved", together / "finetune")
+
+
+@pytest.fixture(scope="module")
+def later(together: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs that one process took over from two, and two from it; and with runs of which a process was killed."""
+    folder, jobs = tmp_path_factory.mktemp("later"), []
+    for kind in KINDS:
+        run = recipes(speech)[f"finetune{kind}"]
+        shutil.copytree(together / f"moved{kind}", folder / f"moved{kind}")
+        for rank in range(2):
+            shutil.copy(together / f"moved{kind}.{rank}.ids", folder)
+        with signal_at(2), recording(folder / f"moved{kind}.0.ids"):
+            assert train(folder / f"moved{kind}", run) == 130
+        # One process alone has nobody to share with.
+        assert (folder / f"moved{kind}" / "checkpoints" / "last").read_text() == "step_9.pt\n"
+        jobs.append({"exp": f"moved{kind}", "settings": run, "status": 0})
+        every = merged(run, {"training": {"checkpoint_every": 1}})
+        jobs.append({"exp": f"killed{kind}", "settings": every, "fault": "death", "status": 0})
+    done = torchrun(jobs, folder, restarts=len(KINDS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Note the utterances of each update as the worker does."""
+    run_step = Accumulate.run
+
+    def recorded(self: Accumulate, method: Any, micro_batches: Any, clock: Any, *others: Any) -> None:
+        run_step(self, method, micro_batches, clock, *others)
+        ids = [name for batches in micro_batches.values() for batch in batches for name in batch.ids]
+        with open(path, "a") as file:
+            file.write(json.dumps([clock.update, ids]) + "\n")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accumulate, "run", recorded)
+        yield
+
+
+def utterances(exp_dir: Path) -> dict[int, list[str]]:
+    """Return what all ranks together learnt from in each update."""
+    found: dict[int, list[str]] = {}
+    for rank in range(2):
+        for line in exp_dir.with_name(f"{exp_dir.name}.{rank}.ids").read_text().splitlines():
+            update, ids = json.loads(line)
+            found.setdefault(update, []).extend(ids)
+    return {update: sorted(ids) for update, ids in sorted(found.items())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_one_and_two_processes_see_every_utterance_of_an_epoch_once(later: Path, together: Path, kind: str) -> None:
+    seen = utterances(later / f"moved{kind}")
+    assert list(seen) == list(range(12))
+    assert seen == utterances(together / "finetune")
+    per_epoch = next(row["step"] for row in rows(later / f"moved{kind}") if row.get("epoch") == 1)
+    assert per_epoch < 12
+    first = [name for update in range(per_epoch) for name in seen[update]]
+    assert len(first) == len(set(first)) == 14
+    assert_close(later / f"moved{kind}", together / "finetune")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_process_is_started_again_and_the_end_is_the_same(later: Path, together: Path, kind: str) -> None:
+    assert (later / f"killed{kind}.killed").exists()
+    assert rows(later / f"killed{kind}") == rows(together / f"finetune{kind}")
+    assert_same(checkpoint(later / f"killed{kind}"), checkpoint(together / f"finetune{kind}"))
 
 
 SLOW = pytest.mark.slow
@@ -137,3 +244,26 @@ def test_a_mistake_ends_all_and_is_told_once(speech: Path, tmp_path: Path, fault
     assert done.stderr.count(said[fault]) == 1, done.stderr
     assert done.stderr.count("asrkit: error") == (fault != "crash")
     assert "Connection closed" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_named_with_its_place(speech: Path, tmp_path: Path) -> None:
+    limits = {"timeout_minutes": 1.5, "disk_patience_minutes": 0.1}
+    whole = settings("finetune", speech, training=limits)
+    done = torchrun([{"exp": "exp", "settings": whole, "fault": "hang", "status": 0}], tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("asrkit: error:")]
+    assert len(told) == 1, done.stderr
+    assert "rank 1" in told[0]
+    assert "has not got on for 1.5 min" in told[0]
+    assert "step 2, phase head, computing an update" in told[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_missed_in_one_line(speech: Path, tmp_path: Path) -> None:
+    done = torchrun([{"exp": "exp", "settings": settings("finetune", speech), "fault": "death", "status": 0}], tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("asrkit: error:")]
+    assert len(told) <= 1, done.stderr  # torchrun may end the survivor before it has noticed
+    assert all("rank 0 has lost another process (step 2, phase head" in line for line in told)
+    assert "cli.py" not in done.stderr

@@ -86,7 +86,7 @@ def test_from_any_checkpoint(whole: tuple[str, Path], speech: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("update", [2, 4, 5, 6, 10])
 def test_stopped_by_a_signal(method: str, number: int, update: int, speech: Path, tmp_path: Path) -> None:
     """Mid-window, at the border of phases, in the middle of validation, at the end."""
@@ -97,6 +97,27 @@ def test_stopped_by_a_signal(method: str, number: int, update: int, speech: Path
     assert first == INTERRUPTED
     assert train(tmp_path / "exp", whole) == 0
     assert_same_run(tmp_path / "exp", tmp_path / "whole")
+
+
+def test_ctrl_c_saves_as_other_signals_do(speech: Path, tmp_path: Path) -> None:
+    whole = settings("finetune", speech)
+    assert train(tmp_path / "whole", whole) == 0
+    with signal_at(3, signal.SIGINT):
+        assert train(tmp_path / "exp", whole) == INTERRUPTED
+    assert train(tmp_path / "exp", whole) == 0
+    assert_same_run(tmp_path / "exp", tmp_path / "whole")
+
+
+def test_torchrun_does_not_take_a_run_for_failed_that_will_be_started_again(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    whole = settings("finetune", speech)
+    with signal_at(3, signal.SIGUSR1):
+        assert train(tmp_path / "exp", whole) == 0
+    assert checkpoint(tmp_path / "exp")["update"] == 3
+    with signal_at(3, signal.SIGTERM):
+        assert train(tmp_path / "exp", whole) == INTERRUPTED
 
 
 def test_wav2vec2_by_worker_processes(speech: Path, tmp_path: Path) -> None:
