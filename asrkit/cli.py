@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asrkit
 from asrkit.commands import align as align_command
@@ -20,6 +21,9 @@ from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError
+
+if TYPE_CHECKING:
+    from asrkit.data.sharding import ShardConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -249,6 +253,18 @@ def _add_prepare(commands: argparse._SubParsersAction[Parser]) -> None:
         limits.add_argument("--max-seconds", type=float, help="longer ones are rejected, or cut if untranscribed (35)")
         limits.add_argument("--headers-only", action="store_true", help="do not decode every file: faster, finds less")
         limits.add_argument("--workers", type=int, help="processes that check audio (one per core)")
+        shards = corpus.add_argument_group("shards")
+        shards.add_argument(
+            "--shards",
+            nargs="?",
+            const="",
+            metavar="WHERE",
+            help="put audio into tar files: beside the manifests, or below a folder or URL such as s3://bucket/mine",
+        )
+        shards.add_argument(
+            "--shard-format", choices=("flac", "opus"), help="flac changes no sample, opus is small (flac)"
+        )
+        shards.add_argument("--shard-hours", type=float, metavar="HOURS", help="audio per shard (8)")
 
 
 def _add(
@@ -279,7 +295,7 @@ def _prepare(options: argparse.Namespace) -> int:
     )
     given = {name: getattr(options, name) for name in ("alphabet", "min_seconds", "max_seconds", "workers")}
     set_ones = {name: value for name, value in given.items() if value is not None}
-    config = prepare.PrepareConfig(text=text, decode=not options.headers_only, **set_ones)
+    config = prepare.PrepareConfig(text=text, decode=not options.headers_only, shards=_shards(options), **set_ones)
     if options.kind == "mini":
         corpus_dir = _synthesise(options)
         summary = prepare.prepare_librispeech(
@@ -294,6 +310,19 @@ def _prepare(options: argparse.Namespace) -> int:
         summary = run(options.inputs, options.output_dir, config, console=console)
     summary.show(console)
     return 0
+
+
+def _shards(options: argparse.Namespace) -> ShardConfig | None:
+    from asrkit.data.sharding import ShardConfig
+
+    given = {"format": options.shard_format, "hours": options.shard_hours}
+    if options.shards is None and any(value is not None for value in given.values()):
+        raise AsrkitError(
+            "--shard-format and --shard-hours say how, but not that shards are wanted", mend="add --shards"
+        )
+    if options.shards is None:
+        return None
+    return ShardConfig(options.shards, **{name: value for name, value in given.items() if value is not None})
 
 
 def _synthesise(options: argparse.Namespace) -> Path:

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,21 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def file_problem(path: str | Path) -> str | None:
+    """Return why a path names no plain file with something in it, None where it does; a pipe would be waited for."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else f"unreadable file: {error.strerror}"
+    except ValueError:
+        return "unreadable file: a name that no file can have"
+    if not stat.S_ISREG(found.st_mode):
+        return "not a plain file"
+    if not os.access(path, os.R_OK):
+        return "unreadable file: Permission denied"
+    return "an empty file" if found.st_size == 0 else None
 
 
 def remove_parts(folder: Path) -> None:

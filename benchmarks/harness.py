@@ -108,8 +108,18 @@ def report(
     *,
     device: torch.device,
     output: Path | None = None,
+    amount: float | None = None,
 ) -> bool:
     """Print a table of times, memory and ratios with the machine and versions; write the same as JSON.
+
+    Args:
+        title: what was measured.
+        settings: under which circumstances.
+        found: what `compare` gave.
+        ratios: what is to be told of it.
+        device: where it ran.
+        output: the JSON file.
+        amount: seconds of audio that a call deals with, to tell how many per second that makes.
 
     Returns:
         Whether every ratio that has a limit keeps it.
@@ -120,10 +130,11 @@ def report(
     print(title)
     for name, value in {**settings, **machine}.items():
         print(f"  {name}: {value}")
-    print(f"\n{'':28}  median s   quartiles s          peak memory")
+    print(f"\n{'':30}  median s   quartiles s          peak memory{'' if amount is None else '   audio s/s'}")
     for name, one in found.items():
         low, high = one.spread
-        print(f"{name:28}  {one.median:8.4f}   {low:8.4f} to {high:8.4f}  {one.peak_bytes / 2**20:9.1f} MiB")
+        rate = "" if amount is None else f"  {amount / one.median:10.1f}"
+        print(f"{name:30}  {one.median:8.4f}   {low:8.4f} to {high:8.4f}  {one.peak_bytes / 2**20:9.1f} MiB{rate}")
     for one_ratio in ratios:
         low, high = one_ratio.spread
         verdict = "" if one_ratio.limit is None else f"   limit {one_ratio.limit:g}: {_verdict(one_ratio)}"
@@ -134,7 +145,13 @@ def report(
             "settings": dict(settings),
             "machine": machine,
             "contenders": {
-                name: {"median": one.median, "quartiles": one.spread, **asdict(one)} for name, one in found.items()
+                name: {
+                    "median": one.median,
+                    "quartiles": one.spread,
+                    **asdict(one),
+                    **({} if amount is None else {"audio_seconds_per_second": amount / one.median}),
+                }
+                for name, one in found.items()
             },
             "ratios": [asdict(one) for one in ratios],
         }

@@ -178,7 +178,11 @@ class Reader:
         if longest > 0 and cut.duration > longest * factor:
             start = float(crop_positions(keys, self.seed, epoch)[0]) * (cut.duration - longest * factor)
             cut = cut.truncate(offset=start, duration=longest * factor, preserve_id=True)
-        wave = perturb_speed(read(cut, SAMPLE_RATE), factor, SAMPLE_RATE)
+        wave = read(cut, SAMPLE_RATE)
+        # Prepared sets hold no such utterance: a disk that lost its blocks gives zeros.
+        if not wave.any():
+            raise AsrkitError("digital silence: all samples are zero", where=cut.id)
+        wave = perturb_speed(wave, factor, SAMPLE_RATE)
         if longest > 0:
             # Resampling rounds up: the crop is exact to the sample.
             wave = wave[: round(longest * SAMPLE_RATE)]

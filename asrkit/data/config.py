@@ -68,6 +68,8 @@ class DataConfig:
     """Processes per stream and rank that read audio; 0 = the training process reads it itself."""
     prefetch: int = 4
     """Micro-batches that each worker reads ahead."""
+    max_unreadable: float = 0.1
+    """Share of the last thousand utterances of a stream and rank that may be unreadable; with more, the run stops."""
 
     def __post_init__(self) -> None:
         if self.labelled.crop_seconds > 0:
@@ -79,6 +81,9 @@ class DataConfig:
             raise AsrkitError(f"data.workers is {self.workers}", mend="0 or more")
         if self.prefetch < 1:
             raise AsrkitError(f"data.prefetch is {self.prefetch}", mend="1 or more")
+
+        if not 0.0 <= self.max_unreadable <= 1.0:
+            raise AsrkitError(f"data.max_unreadable is {self.max_unreadable}", mend="a share: 0 to 1")
 
     def folder(self, stream: StreamConfig) -> Path:
         """Return the prepared folder that a stream reads."""

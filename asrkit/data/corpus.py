@@ -122,14 +122,20 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], str | None]]:
         seen.add(real)
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-            seen_here = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = [Path(entry.path) for entry in seen_here if entry.is_dir()]
-            files = [entry.name for entry in seen_here if not entry.is_dir()]
         except OSError as error:
             yield here, [], f"unreadable folder: {error.strerror}"
             continue
-        waiting += reversed(folders)
-        yield here, files, None
+        seen_here = [entry for entry in entries if not entry.name.startswith(".")]
+        waiting += reversed([Path(entry.path) for entry in seen_here if _is_folder(entry)])
+        yield here, [entry.name for entry in seen_here if not _is_folder(entry)], None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry leads to a folder; a link that leads in a circle leads to none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str | None]]:

@@ -5,7 +5,7 @@ Shapes: n utterances of a stream, N batch, S samples, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,27 +27,35 @@ class Extent:
     """Labels of the one with most; 0 where there are none."""
 
 
-def extremes(durations: np.ndarray, labels: np.ndarray, batch_seconds: float, update_seconds: float) -> list[Extent]:
+def extremes(
+    utterances: Iterable[tuple[np.ndarray, np.ndarray]], batch_seconds: float, update_seconds: float
+) -> list[Extent]:
     """Return bounds on the micro-batches that can be cut from utterances: the longest rows, and the most rows.
 
     Args:
-        durations: seconds as they are loaded, float (n,), the longest that they can be.
-        labels: labels of each, int (n,).
+        utterances: in blocks of any size: seconds as they are loaded, float (n,), the longest that they can be, and
+            labels of each, int (n,).
         batch_seconds: the largest padded micro-batch.
         update_seconds: audio per update, of which a micro-batch is a part.
     """
-    order = np.argsort(durations, kind="stable")
-    rising = durations[order].astype(np.float64)
-    longest = float(rising[-1])
-    few = min(max(int(batch_seconds / longest + 1e-6), 1), len(rising))
-    # N rows fit if the N shortest do; their padded cost rises with N.
-    ranks = np.arange(1, len(rising) + 1)
-    fitting = (ranks * rising <= batch_seconds * (1 + 1e-6)) & (np.cumsum(rising) <= max(update_seconds, longest))
-    many = max(int(np.argmin(fitting)) if not fitting.all() else len(rising), 1)
-    return [
-        Extent(few, longest, max(0, int(labels.max()))),
-        Extent(many, float(rising[many - 1]), max(0, int(labels[order[:many]].max()))),
-    ]
+    limit = batch_seconds * (1 + 1e-6)
+    rising, labels = np.zeros(0), np.zeros(0, dtype=np.int64)
+    longest, most_labels, total, shortest = 0.0, 0, 0, (np.inf, 0)
+    for seconds, counts in utterances:
+        total += len(seconds)
+        longest, most_labels = max(longest, float(seconds.max())), max(most_labels, int(counts.max()))
+        first = int(seconds.argmin())
+        shortest = min(shortest, (float(seconds[first]), int(counts[first])))
+        rising, labels = np.concatenate([rising, seconds]), np.concatenate([labels, counts])
+        order = np.argsort(rising, kind="stable")
+        # N rows fit if the N shortest do; their padded cost rises with N, and a rank only with further utterances.
+        order = order[np.arange(1, len(order) + 1) * rising[order] <= limit]
+        rising, labels = rising[order], labels[order]
+    few = min(max(int(batch_seconds / longest + 1e-6), 1), total)
+    fitting = np.cumsum(rising) <= max(update_seconds, longest)
+    many = int(np.argmin(fitting)) if not fitting.all() else len(rising)
+    widest = (many, float(rising[many - 1]), int(labels[:many].max())) if many else (1, *shortest)
+    return [Extent(rows, seconds, max(0, most)) for rows, seconds, most in ((few, longest, most_labels), widest)]
 
 
 def synthetic(extent: Extent, symbols: Sequence[int]) -> Batch:

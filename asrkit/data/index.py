@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from lhotse import MonoCut, MultiCut
 
+from asrkit.data.remote import check_location
+from asrkit.data.shards import locate
 from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 
@@ -25,6 +27,7 @@ CUTS = "cuts.jsonl"
 INDEX = "index.npy"
 SET = "set.json"
 _BLOCK_ROWS = 1 << 16
+_MOST_SECONDS = 1e6
 
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("duration", "<f4"), ("key", "<i8"), ("source", "<i2"), ("units", "<i4")])
 """A row of the index: byte offset of the cut's line, seconds, `randomness.utterance_key` of the id, place in the
@@ -78,6 +81,16 @@ class SetIndex:
     @classmethod
     def open(cls, set_dir: str | Path) -> SetIndex:
         """Map the set in ``set_dir``; raises AsrkitError when it is not a prepared set, or a damaged one."""
+        index = cls._map(set_dir)
+        for first in range(0, len(index), _BLOCK_ROWS):
+            durations = index.durations[first : first + _BLOCK_ROWS]
+            if not ((durations > 0) & (durations < _MOST_SECONDS)).all():
+                what = "a damaged set: durations that no utterance has"
+                raise AsrkitError(what, where=index.dir / INDEX, mend="run `asrkit prepare` again")
+        return index
+
+    @classmethod
+    def _map(cls, set_dir: str | Path) -> SetIndex:
         folder = Path(set_dir)
         mend = "run `asrkit prepare` again"
         for name in (CUTS, INDEX, SET):
@@ -88,19 +101,22 @@ class SetIndex:
             info = json.loads((folder / SET).read_text(encoding="utf-8"))
             with open(folder / CUTS, "rb") as file:
                 manifest = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, EOFError) as error:
-            raise AsrkitError(f"a damaged set: {error}", where=folder, mend=mend) from None
+        except Exception as error:  # numpy raises whatever a damaged header leads to
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise AsrkitError(f"a damaged set: {reason}", where=folder, mend=mend) from None
         if rows.dtype != INDEX_DTYPE or rows.ndim != 1 or len(rows) == 0 or not isinstance(info, dict):
             raise AsrkitError("the index has another format than this version's", where=folder / INDEX, mend=mend)
         if not 0 <= int(rows["offset"][-1]) < len(manifest):
             raise AsrkitError("the index and the manifest are of different runs", where=folder, mend=mend)
+        if info.get("shards"):
+            check_location(str(info["shards"]))
         return cls(folder, rows, manifest, info)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return (SetIndex.open, (self.dir,))
+        return (SetIndex._map, (self.dir,))
 
     @property
     def name(self) -> str:
@@ -131,18 +147,33 @@ class SetIndex:
         """Return the JSON record of utterance ``row``: cheaper than a cut where only ids or texts are wanted."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a set of {len(self)} utterances")
-        offset = int(self.rows["offset"][row])
-        end = self._manifest.find(b"\n", offset)
+        wanted = self.rows[row]
+        offset = int(wanted["offset"])
+        end = self._manifest.find(b"\n", offset) if 0 <= offset < len(self._manifest) else -1
+        mend = "run `asrkit prepare` again"
         try:
-            return json.loads(self._manifest[offset : end if end >= 0 else len(self._manifest)])
-        except ValueError:
-            mend = "run `asrkit prepare` again"
+            record = json.loads(self._manifest[offset : end if end >= 0 else len(self._manifest)])
+            text = record_text(record)
+            found = (utterance_key(record["id"]), np.float32(record["duration"]), -1 if text is None else len(text))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
             raise AsrkitError(f"a damaged line at byte {offset}", where=self.dir / CUTS, mend=mend) from None
+        if found != (wanted["key"], wanted["duration"], wanted["units"]):
+            what = f"the line at byte {offset} is not the utterance of the index"
+            raise AsrkitError(what, where=self.dir / CUTS, mend=mend)
+        return record
 
     def read_cut(self, row: int) -> MonoCut | MultiCut:
         """Return utterance ``row`` as a lhotse cut."""
         record = self.read_record(row)
-        return (MultiCut if record.get("type") == "MultiCut" else MonoCut).from_dict(record)
+        try:
+            cut = (MultiCut if record.get("type") == "MultiCut" else MonoCut).from_dict(record)
+            for source in cut.recording.sources:
+                if source.type == "shar":
+                    source.source = locate(self.dir, source.source)
+            return cut
+        except Exception as error:  # lhotse raises whatever a wrong field leads to
+            what = f"a damaged line: {type(error).__name__} {error}"
+            raise AsrkitError(what, where=record["id"], mend="run `asrkit prepare` again") from None
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Return the JSON records of the whole set, in the manifest's order."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 import struct
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ import numpy as np
 import soundfile
 
 from asrkit.data.pauses import FRAMES_PER_SECOND, cut_at_pauses
+from asrkit.files import file_problem
 
 _BLOCK_SECONDS = 30
 _SAMPLED_BYTES = 1 << 16
@@ -83,7 +83,7 @@ class FileReport:
 def inspect_file(job: Job, limits: Limits) -> FileReport:
     """Check one file; whatever is wrong with it is told in the report and never raised."""
     try:
-        problem = _check_plain(job.path)
+        problem = file_problem(job.path)
         if problem:
             return FileReport(problem)
         with soundfile.SoundFile(job.path) as audio:
@@ -117,18 +117,6 @@ def content_digest(path: str) -> int:
                 file.seek((size - _SAMPLED_BYTES) * part // 2)
                 digest.update(file.read(_SAMPLED_BYTES))
     return int.from_bytes(digest.digest(), "little")
-
-
-def _check_plain(path: str) -> str | None:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return "no such file" if isinstance(error, FileNotFoundError) else f"unreadable file: {error.strerror}"
-    except ValueError:
-        return "unreadable file: a name that no file can have"
-    if not stat.S_ISREG(found.st_mode):
-        return "not a plain file"
-    return "an empty file" if found.st_size == 0 else None
 
 
 def _check_header(path: str, report: FileReport, limits: Limits) -> str | None:

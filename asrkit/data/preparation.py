@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,12 +23,13 @@ from asrkit.data.folders import building
 from asrkit.data.index import CUTS, INDEX, INDEX_DTYPE, SET, write_index
 from asrkit.data.inspect import FileReport, Job, Piece, Span
 from asrkit.data.overlap import FINGERPRINT, Fingerprint
+from asrkit.data.shards import SHARDS
 from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 from asrkit.text.normalise import TextConfig, normalise
 
 REJECTS = "rejects.tsv"
-FILES = (CUTS, INDEX, SET, REJECTS, FINGERPRINT)
+FILES = (CUTS, INDEX, SET, REJECTS, FINGERPRINT, SHARDS)
 """Everything that a prepared set consists of."""
 
 WORD_BOUNDARY = "|"
@@ -164,6 +166,9 @@ def _check_text(text: str | None, labelled: bool, rules: TextRules, name: str) -
     """Return the normalised transcript and None, or the reason why there is none."""
     if text is None:
         return None, "no transcript" if labelled else None
+    broken = [character for character in text if _is_debris(character)]
+    if broken:
+        return None, f"a damaged transcript: it holds U+{ord(broken[0]):04X}"
     text = normalise(text, rules.config)
     if not text:
         return None, "an empty transcript"
@@ -173,6 +178,15 @@ def _check_text(text: str | None, labelled: bool, rules: TextRules, name: str) -
     if unknown and not is_evaluation(name):
         return None, "unknown characters in the transcript: " + " ".join(unknown)
     return text, None
+
+
+def _is_debris(character: str) -> bool:
+    """Whether a character is what damage and wrong encodings leave behind, so that the word around it is not to be trusted.
+
+    Line ends and their kin are white space. What is not UTF-8 comes as lone surrogates.
+    """
+    kind = unicodedata.category(character)
+    return kind == "Cs" or (kind == "Cc" and not character.isspace()) or character in "\ufffd\ufffe\uffff"
 
 
 def _unknown(text: str, rules: TextRules) -> list[str]:

@@ -24,6 +24,7 @@ from asrkit.data.index import SET
 from asrkit.data.inspect import Limits
 from asrkit.data.overlap import Fingerprint, overlap_warnings
 from asrkit.data.preparation import FILES, REJECTS, SetSummary, TextRules, prepare_set
+from asrkit.data.sharding import ShardConfig, shard_set
 from asrkit.errors import AsrkitError
 from asrkit.text.normalise import TextConfig
 from asrkit.text.units import Units
@@ -52,6 +53,8 @@ class PrepareConfig:
     """Whether every file is decoded in full; without, damage behind a good header and silence go unnoticed."""
     workers: int = 0
     """Processes that check audio; 0 = one per core."""
+    shards: ShardConfig | None = None
+    """How audio is put into shards; none = it stays in its files."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.min_seconds < self.max_seconds:
@@ -63,6 +66,8 @@ class PrepareConfig:
             raise AsrkitError(f"min_sample_rate is {self.min_sample_rate}", mend="1000 at least")
         if self.workers < 0:
             raise AsrkitError(f"workers is {self.workers}", mend="0 or more")
+        if self.shards is not None and not self.decode:
+            raise AsrkitError("shards hold audio that was decoded", mend="leave --headers-only out")
         if self.alphabet is not None and not self.alphabet.strip():
             raise AsrkitError("alphabet is empty", mend="list the characters, or leave it out")
 
@@ -134,6 +139,8 @@ def prepare(
             f"nothing usable: all {count} entries are rejected, first {first.id}: {first.reason}", where=where
         )
     about = [part.name for part in found if part.utterances]
+    if config.shards is not None:
+        _shard_sets([part for part in found if part.utterances], output_dir, config.shards, config.workers, console)
     warnings = [warning for part in found for warning in _warnings(part, rejects[part.name], output_dir)]
     fingerprints: dict[str, Fingerprint] = {}
     for path in sorted(output_dir.glob(f"*/{SET}")):
@@ -174,6 +181,15 @@ def _prepare_sets(
                     with building(output_dir / UNITS) as partial:
                         Units.characters(["".join(sorted(alphabet))]).save(partial)
     return found, rejects
+
+
+def _shard_sets(
+    sets: Sequence[SetSummary], output_dir: Path, config: ShardConfig, workers: int, console: Console | None
+) -> None:
+    with _progress(console) as progress:
+        for part in sets:
+            task = progress.add_task(f"{part.name}: shards", total=part.utterances)
+            shard_set(output_dir / part.name, config, workers, lambda done, task=task: progress.advance(task, done))  # type: ignore[misc]
 
 
 def _training_alphabet(output_dir: Path) -> frozenset[str] | None:

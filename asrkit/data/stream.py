@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asrkit.data.augment import loaded_seconds, speed_factors
 from asrkit.data.batch import Batch
 from asrkit.data.collate import Loaded, Reader, Request
 from asrkit.data.config import DataConfig, StreamConfig
 from asrkit.data.costliest import extremes, synthetic
 from asrkit.data.index import SetIndex, record_text
-from asrkit.data.plan import EpochPlan, micro_batch_sizes, update_count
+from asrkit.data.plan import EpochPlan, count_updates, micro_batch_sizes
+from asrkit.data.utterances import LoadedSeconds, Utterances
 from asrkit.data.workers import load
 from asrkit.errors import AsrkitError
 from asrkit.text.units import Units, UnknownSymbols
@@ -34,6 +35,8 @@ log = logging.getLogger("asrkit.data")
 
 _HOPELESS = 200
 """Unreadable utterances in a row after which a run stops: the disk is gone, not a file."""
+_RECENT, _FEW = 1000, 20
+"""Utterances of which a share may be unreadable, and how many of them may be in any case."""
 _WORKER_DEATHS = 3
 """Times that workers may die before a run stops."""
 
@@ -88,28 +91,24 @@ class Stream:
             seed=seed,
             config=config,
         )
-        self._starts = np.cumsum([0, *(len(index) for index in sets)])
-        durations = np.concatenate([index.durations for index in sets])
-        self._rows = self._usable(sets, durations, units)
-        self._durations = durations[self._rows]
-        self._keys = np.concatenate([index.keys for index in sets])[self._rows]
+        self.utterances = self._usable(sets, units)
         mean_speed = float(np.mean(config.speed_factors)) if config.speed_factors else 1.0
-        nominal = loaded_seconds(self._durations, mean_speed, config.crop_seconds)
-        self.seconds_per_epoch = float(nominal.sum())
+        self.seconds_per_epoch = LoadedSeconds(self.utterances, config.crop_seconds, mean_speed).total()
         """Audio of an epoch, cropped, at the mean speed."""
-        self.updates_per_epoch = update_count(nominal, config.seconds_per_update)
+        self.updates_per_epoch = count_updates(self.seconds_per_epoch, len(self), config.seconds_per_update)
         """Updates in every epoch."""
         self._plan: tuple[int, EpochPlan] | None = None
         self._consumed = 0
         self._given = 0
         self._unreadable: set[str] = set()
         self._failures_in_a_row = 0
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._deaths = 0
         self._items: Iterator[Loaded] | None = None
 
     def __len__(self) -> int:
         """Utterances that are used."""
-        return len(self._rows)
+        return len(self.utterances)
 
     def __iter__(self) -> Stream:
         return self
@@ -160,9 +159,9 @@ class Stream:
     def plan(self, epoch: int) -> EpochPlan:
         """Return an epoch's plan; its rows are places in the stream's list of usable utterances."""
         if self._plan is None or self._plan[0] != epoch:
-            factors = speed_factors(torch.from_numpy(self._keys), self.config.speed_factors, self.seed, epoch)
+            config = self.config
             plan = EpochPlan(
-                loaded_seconds(self._durations, factors, self.config.crop_seconds),
+                LoadedSeconds(self.utterances, config.crop_seconds, config.speed_factors, self.seed, epoch),
                 seconds_per_update=self.config.seconds_per_update,
                 batch_seconds=self.data_config.batch_seconds,
                 seed=self.seed,
@@ -178,10 +177,10 @@ class Stream:
     def costliest(self) -> list[Batch]:
         """Return batches of noise that take as much memory as any of this stream's can: the longest, and the fullest."""
         fastest = min(self.config.speed_factors, default=1.0)
-        durations = loaded_seconds(self._durations, fastest, self.config.crop_seconds)
+        seconds = LoadedSeconds(self.utterances, self.config.crop_seconds, fastest)
         units = self.reader.units
-        counts = np.concatenate([index.units for index in self.reader.sets])[self._rows]
-        found = extremes(durations, counts, self.data_config.batch_seconds, self.config.seconds_per_update)
+        blocks = ((seconds[places], self.utterances.column("units", places)) for places in self.utterances.blocks())
+        found = extremes(blocks, self.data_config.batch_seconds, self.config.seconds_per_update)
         symbols = [place for place in range(len(units)) if place != units.blank] if units is not None else []
         return [synthetic(extent, symbols).to(self.device) for extent in found]
 
@@ -191,36 +190,47 @@ class Stream:
             epoch, update = divmod(start, self.updates_per_epoch)
             shares = self.plan(epoch).micro_batches(update, self.world_size)[self.rank :: self.world_size]
             for number, places in enumerate(shares):
-                yield Request(epoch, number + 1 == len(shares), _locate(self._starts, self._rows[places]))
+                yield Request(epoch, number + 1 == len(shares), self.utterances.locate(places))
             if not shares:
                 yield Request(epoch, True, ())
             start += 1
 
-    def _usable(self, sets: Sequence[SetIndex], durations: np.ndarray, units: Units | None) -> np.ndarray:
-        """Return the rows, numbered through all sets, that the stream uses; say in one line what was left out."""
+    def _usable(self, sets: Sequence[SetIndex], units: Units | None) -> Utterances:
+        """Choose the utterances that the stream uses; say in one line what was left out."""
         config = self.config
-        short = durations < config.min_seconds
-        long = durations > config.max_seconds if config.max_seconds > 0 else np.zeros(len(durations), bool)
-        strange = np.zeros(len(durations), bool)
-        unknown = ""
-        if units is not None:
-            strange = np.concatenate([_unencodable(index, units) for index in sets]) & ~short & ~long
-            places = _locate(self._starts, np.flatnonzero(strange))
-            error = units.unknown(record_text(sets[number].read_record(row)) or "" for number, row in places)
-            unknown = f" ({error})" if error is not None else ""
-        rows = np.flatnonzero(~(short | long | strange))
-        counts = {
-            f"shorter than {config.min_seconds:g} s": int(short.sum()),
-            f"longer than {config.max_seconds:g} s": int(long.sum()),
-            f"without a transcript that the units can express{unknown}": int(strange.sum()),
+        counts = {"short": 0, "long": 0, "strange": 0}
+        unknown: dict[str, None] = {}
+        covered = {index.dir: units is None or _covered(index, units) for index in sets}
+
+        def wanted(index: SetIndex, rows: slice) -> np.ndarray:
+            durations = index.durations[rows]
+            short = durations < config.min_seconds
+            long = durations > config.max_seconds if config.max_seconds > 0 else np.zeros(len(durations), bool)
+            strange = np.zeros(len(durations), bool)
+            if units is not None and covered[index.dir]:
+                strange = (index.units[rows] <= 0) & ~short & ~long
+            elif units is not None:
+                for place in np.flatnonzero(~short & ~long):
+                    strange[place] = _unencodable(index, rows.start + int(place), units, unknown)
+            for name, mask in (("short", short), ("long", long), ("strange", strange)):
+                counts[name] += int(mask.sum())
+            return ~(short | long | strange)
+
+        found = Utterances(sets, wanted)
+        symbols = f" ({UnknownSymbols(unknown, units.kind)})" if units is not None and unknown else ""
+        reasons = {
+            f"shorter than {config.min_seconds:g} s": counts["short"],
+            f"longer than {config.max_seconds:g} s": counts["long"],
+            f"without a transcript that the units can express{symbols}": counts["strange"],
         }
-        left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
         names = "+".join(config.sets)
-        if not len(rows):
+        if not len(found):
             raise AsrkitError(f"no usable utterance: {left_out}", where=f"{self.folder}, sets {names}")
         if left_out:
-            log.warning("%s: %d of %d utterances used; left out: %s", names, len(rows), len(durations), left_out)
-        return rows
+            total = sum(len(index) for index in sets)
+            log.warning("%s: %d of %d utterances used; left out: %s", names, len(found), total, left_out)
+        return found
 
     def _without_workers(self, error: RuntimeError) -> list[Loaded]:
         """Read the update in this process: workers died, of a signal to the process group or for lack of memory."""
@@ -245,11 +255,19 @@ class Stream:
                 log.warning("utterance skipped: %s", reason)
         self._failures_in_a_row = 0 if item.batch is not None else self._failures_in_a_row + len(item.failures)
         if self._failures_in_a_row >= _HOPELESS:
-            raise AsrkitError(
-                f"the last {self._failures_in_a_row} utterances could not be read; {item.failures[-1][1]}",
-                where=self.folder,
-                mend="is the corpus still where it was when it was prepared?",
-            )
+            raise self._hopeless(f"the last {self._failures_in_a_row} utterances", item)
+        self._recent.extend([False] * (len(item.batch.ids) if item.batch is not None else 0))
+        self._recent.extend([True] * len(item.failures))
+        failed = sum(self._recent) if item.failures else 0
+        if failed > max(_FEW, self.data_config.max_unreadable * len(self._recent)):
+            raise self._hopeless(f"{failed} of the last {len(self._recent)} utterances", item)
+
+    def _hopeless(self, which: str, item: Loaded) -> AsrkitError:
+        return AsrkitError(
+            f"{which} could not be read; {item.failures[-1][1]}",
+            where=self.folder,
+            mend="is the corpus still where it was when it was prepared? data.max_unreadable is the share that may be lost",
+        )
 
 
 def evaluation_batches(
@@ -284,9 +302,9 @@ def evaluation_batches(
     order = np.argsort(-durations, kind="stable")
     sizes = micro_batch_sizes(durations[order], config.batch_seconds)
     shares = np.split(order, np.cumsum(sizes)[:-1])[rank::world_size]
-    starts = np.cumsum([0, *(len(index) for index in opened)])
+    everything = Utterances(opened, lambda index, rows: np.ones(len(index.durations[rows]), bool))
     reader = Reader(opened, units=units, texts=texts)
-    requests = (Request(0, True, _locate(starts, places)) for places in shares)
+    requests = (Request(0, True, everything.locate(places)) for places in shares)
     target = torch.device(device)
     for loaded in load(reader, requests, config, pin=target.type == "cuda"):
         if loaded.failures or loaded.batch is None:
@@ -307,21 +325,23 @@ def _transcribed(sets: Sequence[SetIndex], config: StreamConfig) -> bool:
     return all(index.labelled for index in sets) and not config.crop_seconds
 
 
-def _locate(starts: np.ndarray, rows: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Return (set, row in the set) for rows that are numbered through all sets, whose first rows are ``starts``."""
-    sets = np.searchsorted(starts, rows, side="right") - 1
-    return tuple(zip(sets.tolist(), (rows - starts[sets]).tolist(), strict=True))
+def _covered(index: SetIndex, units: Units) -> bool:
+    """Whether the set's alphabet alone tells that ``units`` can express its transcripts, so that none need be read.
 
-
-def _unencodable(index: SetIndex, units: Units) -> np.ndarray:
-    """Return for every utterance of a set whether it has no transcript, or one that ``units`` cannot express, bool."""
+    Raises:
+        AsrkitError: if the set has no transcripts.
+    """
     if not index.labelled:
         raise AsrkitError("the set has no transcripts", where=index.dir, mend="it can go into data.unlabelled.sets")
-    strange = np.zeros(len(index), bool)
-    for row, record in enumerate(index.records()):
-        text = record_text(record)
-        try:
-            strange[row] = not text or not units.encode(text)
-        except UnknownSymbols:
-            strange[row] = True
-    return strange
+    alphabet = index.info.get("alphabet")
+    return isinstance(alphabet, str) and alphabet != "" and units.covers(alphabet)
+
+
+def _unencodable(index: SetIndex, row: int, units: Units, unknown: dict[str, None]) -> bool:
+    """Return whether an utterance has no transcript, or one that ``units`` cannot express; note what they lack."""
+    text = record_text(index.read_record(row))
+    try:
+        return not text or not units.encode(text)
+    except UnknownSymbols as error:
+        unknown |= dict.fromkeys(error.symbols)
+        return True

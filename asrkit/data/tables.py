@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from asrkit.data.corpus import Names, Reject, Utterance, is_set_name, lines_of, named_paths
 from asrkit.errors import AsrkitError
@@ -16,6 +17,9 @@ COLUMNS = ("audio", "text", "id", "speaker", "language", "start", "duration", "c
 """The columns that are read; only ``audio`` must be there, others are passed over."""
 
 Entry = Utterance | Reject
+
+_CELL_LINES = 100
+"""Lines that one quoted cell may go through."""
 
 
 def scan(files: Sequence[str | Path]) -> dict[str, list[Entry]]:
@@ -43,33 +47,64 @@ def scan(files: Sequence[str | Path]) -> dict[str, list[Entry]]:
 
 def _read_columns(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield (line, row) or (line, what is wrong with it)."""
+    rows = _read_cells(path, tabs=suffix == ".tsv")
+    _, first = next(rows, (1, []))
+    header = [name.strip() for name in first] if not isinstance(first, str) else []
+    if "audio" not in header:
+        found = ", ".join(header) or "none"
+        what = f"no column 'audio' (columns: {found if len(found) < 100 else found[:97] + '...'})"
+        raise AsrkitError(what, where=path, mend=f"known: {', '.join(COLUMNS)}")
+    for number, cells in rows:
+        if isinstance(cells, str):
+            yield number, cells
+        elif len(cells) > len(header):
+            yield number, f"a row of {len(cells)} cells under {len(header)} columns"
+        elif any(cells):
+            yield number, dict(zip(header, cells, strict=False))
+
+
+def _read_cells(path: Path, tabs: bool) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield (line, cells) or (line, what is wrong with it).
+
+    A quoted cell may go on in further lines. Where its quote is never closed, the line alone is wrong: the lines after
+    it are utterances of their own.
+    """
+    lines: deque[str] = deque()
+    number = 0
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            tabs = suffix == ".tsv"
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
-            try:
-                header = [name.strip() for name in next(reader, [])]
-            except csv.Error as error:
-                raise AsrkitError(f"not a table: {error}", where=path) from None
-            if "audio" not in header:
-                found = ", ".join(header) or "none"
-                raise AsrkitError(
-                    f"no column 'audio' (columns: {found})", where=path, mend=f"known: {', '.join(COLUMNS)}"
-                )
             while True:
-                try:
-                    cells = next(reader)
-                except StopIteration:
+                if not lines and not (line := file.readline()):
                     return
-                except csv.Error as error:
-                    yield reader.line_num, f"not a row: {error}"
-                    continue
-                if len(cells) > len(header):
-                    yield reader.line_num, f"a row of {len(cells)} cells under {len(header)} columns"
-                elif any(cells):
-                    yield reader.line_num, dict(zip(header, cells, strict=False))
+                elif not lines:
+                    lines.append(line)
+                taken, cells = _parse(lines, file, tabs)
+                yield number + 1, cells
+                number += taken
+                for _ in range(taken):
+                    lines.popleft()
     except OSError as error:
         raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
+
+
+def _parse(lines: deque[str], file: TextIO, tabs: bool) -> tuple[int, list[str] | str]:
+    """Return how many of the waiting lines the first row takes, and its cells, or what is wrong with its first line."""
+
+    def feed() -> Iterator[str]:
+        for place in range(_CELL_LINES):
+            if place == len(lines):
+                lines.append(file.readline())
+            # At the end of the file there are empty lines for ever.
+            if not lines[place]:
+                return
+            yield lines[place]
+
+    reader = csv.reader(feed(), delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(feed(), strict=True)
+    try:
+        cells = next(reader, [])
+    except csv.Error as error:
+        return 1, f"not a row: {error}"
+    return max(1, reader.line_num), cells
 
 
 def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -149,6 +149,11 @@ class Units:
             raise UnknownSymbols(unknown)
         return [table[character] for character in spelt]
 
+    def covers(self, alphabet: str) -> bool:
+        """Return whether every text of these characters has units: certain for characters and pieces, never for phones."""
+        known = {"char": self._letters, "bpe": self.index, "phone": {}}[self.kind]
+        return all(character in known for character in alphabet)
+
     def decode(self, indices: Iterable[int]) -> str:
         """Return the text of unit indices that are collapsed already: repeats are kept, blanks say nothing."""
         spoken = [self.symbols[i] for i in indices if i not in self.silent]

@@ -49,7 +49,8 @@ class Checkpoints:
         if not pointer.is_file():
             return None
         path = self.folder / pointer.read_text(encoding="utf-8", errors="replace").strip()
-        return path if update_of(path) >= 0 and path.exists() else None
+        # A damaged pointer may hold anything, also what no file can be called.
+        return path if update_of(path) >= 0 and path.parent == self.folder and path.exists() else None
 
     def save(self, update: int, state: dict[str, Any], *, best: bool = False) -> Path:
         """Write a checkpoint, point `last` (and `best`) at it, and remove those that are neither named nor among the newest.

@@ -152,6 +152,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "data.batch_seconds",
+    "data.max_unreadable",
     "training.threads",
     "training.shard",
     "training.log_every",

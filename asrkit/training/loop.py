@@ -80,7 +80,8 @@ class Trainer:
         self.metrics: MetricLog | None = None
         self.rows = ""
         self.totals = Totals({})
-        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0, "halved": 0}
+        self.window = {"updates": 0, "seconds": 0.0, "audio": 0.0, "wait": 0.0, "halved": 0, "skipped": 0}
+        self.skipped = 0
 
     def run(self) -> None:
         """Train to the end of the last phase.
@@ -177,6 +178,9 @@ class Trainer:
         self.window["wait"] += waited
         self.window["halved"] += self.memory.halved
         self.memory.halved = 0
+        skipped = sum(stream.skipped for stream in self.streams.values())
+        self.window["skipped"] += skipped - self.skipped
+        self.skipped = skipped
         for batches in micro.values():
             self.window["audio"] += sum(batch.seconds for batch in batches)
 
@@ -184,7 +188,7 @@ class Trainer:
         figures = self._summed(self.totals.values)
         figures |= self.method.derived(figures)
         windows = self.engine.ranks.gather(self.window)
-        audio, halved = (sum(window[name] for window in windows) for name in ("audio", "halved"))
+        audio, halved, skipped = (sum(window[name] for window in windows) for name in ("audio", "halved", "skipped"))
         seconds = max(self.window["seconds"], 1e-9)
         rates = {name: rate for name, rate in self.optimiser.rates().items() if name in phase.schedules}
         row: dict[str, Any] = {
@@ -196,6 +200,7 @@ class Trainer:
             **figures,
             **self.guard.figures(),
             **({"halved_updates": halved} if halved else {}),
+            **({"skipped_utterances": skipped} if skipped else {}),
             "learning_rate": max(rates.values()),
             **{f"learning_rate/{name}": rate for name, rate in rates.items()},
             "grad_norm": max(
@@ -338,7 +343,8 @@ class Trainer:
             written_by = []
         for one in written_by:
             self.totals.add({name: Ratio(*pair) for name, pair in one["totals"].items()})
-            self.window = {name: self.window[name] + value for name, value in one["window"].items()}
+            for name, value in one["window"].items():
+                self.window[name] += value
         log.info("resumed from step %d", self.update)
 
 

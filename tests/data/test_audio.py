@@ -104,6 +104,26 @@ def test_what_cannot_be_read_is_a_one_line_error(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_may_not_be_read_any_more_is_told_so(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speechlike(0.5), RATE)
+    cut = cut_of(path)
+    # The superuser may read everything: what the system would say is said for it.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(AsrkitError, match="cut: cannot read audio: unreadable file: Permission denied"):
+        read(cut, RATE)
+
+
+def test_another_file_of_the_name_is_not_taken_for_the_one_that_was_prepared(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speechlike(0.5), RATE)
+    cut = cut_of(path)
+    for wave, rate in ((speechlike(0.5, 48_000), 48_000), (speechlike(0.5, channels=2), RATE), (speechlike(0.8), RATE)):
+        soundfile.write(path, wave, rate)
+        with pytest.raises(AsrkitError, match=r"cut: cannot read audio: the file has .* when it was prepared"):
+            read(cut, RATE)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([b"", b"RIFF\x24\x00\x00\x00WAVEfmt ", b"fLaC", b"OggS", b"ID3"]), st.binary(max_size=200))
 def test_any_bytes_give_samples_or_an_error(tmp_path, magic, rest):

@@ -317,6 +317,23 @@ def test_a_corpus_that_has_gone_away_stops_the_run(tmp_path):
         consume(stream, 1000)
 
 
+@pytest.mark.parametrize(("share", "stops"), [(0.1, True), (0.4, False)])
+def test_a_corpus_of_which_too_much_is_gone_stops_the_run(tmp_path, share, stops):
+    write_set(tmp_path, "train", [1600] * 60, ["AB"] * 60)
+    for number in range(0, 60, 3):
+        (tmp_path / "train" / f"{number}.flac").unlink()
+    stream = stream_of(tmp_path, sets=["train"])
+    stream.data_config.max_unreadable = share
+    if stops:
+        with pytest.raises(AsrkitError, match=r"2\d of the last \d+ utterances could not be read; train-"):
+            consume(stream, 1000)
+        assert stream.skipped >= 21
+    else:
+        given = consume(stream, 10 * stream.updates_per_epoch)
+        assert stream.skipped == 200
+        assert len(flat(ids(given))) == 400
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_rank_may_have_no_share(tmp_path, workers):
     write_set(tmp_path, "train", [1600] * 2, ["AB"] * 2)
@@ -418,6 +435,7 @@ def test_impossible_stream_settings_are_refused(values):
         {"batch_seconds": -1.0},
         {"workers": -1},
         {"prefetch": 0},
+        {"max_unreadable": 1.5},
     ],
 )
 def test_impossible_data_settings_are_refused(values):

@@ -282,9 +282,10 @@ def test_audio_that_vanishes_in_mid_run(speech: Path, tmp_path: Path, capsys: py
     gone = sorted((tmp_path / "corpus" / "audio").glob("train*.wav"))
     for path in gone[::2]:
         path.unlink()
-    whole = settings("finetune", data)
+    whole = settings("finetune", data, data={"max_unreadable": 0.6})
     assert train(tmp_path / "exp", whole) == 0
     assert capsys.readouterr().out.count("utterance skipped") == len(gone[::2])
+    assert sum(row.get("skipped_utterances", 0) for row in rows(tmp_path / "exp")) >= len(gone[::2])
     for path in gone[1::2]:
         path.unlink()
     assert train(tmp_path / "other", whole, "finetune.updates=400") == 2

@@ -158,7 +158,10 @@ def test_no_micro_batch_exceeds_the_extremes(durations: list[float], limit: floa
     """Any run of utterances that the plan may cut has at most as many rows, and as long ones."""
     seconds = np.sort(np.array(durations))[::-1]
     labels = np.arange(len(seconds))
-    longest, fullest = extremes(seconds, labels, limit, update)
+    longest, fullest = extremes([(seconds, labels)], limit, update)
+    assert [longest, fullest] == extremes(
+        [(seconds[n : n + 1], labels[n : n + 1]) for n in range(len(seconds))], limit, update
+    )
     assert longest.seconds == seconds[0]
     assert longest.labels == labels.max()
     assert longest.rows == 1 or longest.rows * longest.seconds <= limit * (1 + 1e-5)
