@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "method": method,
         "device": "cpu",
-        "encoder": ENCODER,
+        "encoder": deepcopy(ENCODER),
         "data": {"dir": str(data_dir), "dev": ["dev"], "batch_seconds": 2.5, "workers": 0},
         "training": {
             "precision": "fp32",
