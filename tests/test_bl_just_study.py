@@ -18,7 +18,7 @@ sys.path.insert(0, str(HOME))
 from study import load, points  # noqa: E402
 
 _, STUDY = load("bl_just", HOME)
-UNTRANSCRIBED, TRANSCRIBED = 36_000, 24_000
+UNTRANSCRIBED, TRANSCRIBED = 18_000, 12_000
 
 
 def spent(name: str, point: int) -> tuple[dict[str, float], int]:
