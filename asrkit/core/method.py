@@ -53,6 +53,11 @@ class Method(nn.Module, ABC):
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
         """Return figures on a batch of a development set, in evaluation mode."""
 
+    def rank(self, figures: Mapping[str, float]) -> float:
+        """Return what the model with the best figures on the development sets has the least of: the one `selection` names."""
+        name, direction = self.selection
+        return figures[name] if direction == "min" else -figures[name]
+
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """Return greedy unit sequences, one per utterance; call it in evaluation mode.
 

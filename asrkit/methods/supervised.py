@@ -106,6 +106,15 @@ class Supervised(Method):
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),
         }
 
+    def rank(self, figures: Mapping[str, float]) -> float:
+        """See `Method.rank`: the error rate, but where there are as many errors as words or more, 1 + that of the letters.
+
+        A model that has learnt nothing and says nothing has a word error rate of 1, and would pass for better than one that
+        has most letters right and no word yet.
+        """
+        value = super().rank(figures)
+        return value if value < 1 else 1 + figures[self.letter_rate]
+
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """See `Method.hypotheses`."""
         return self.ctc.hypotheses(encode(self.encoder, batch))

@@ -255,8 +255,7 @@ class Trainer:
             return False
         self.validation_due = False
         figures = self._summed(totals.values)
-        name, direction = self.method.selection
-        value = figures[name] if direction == "min" else -figures[name]
+        value = self.method.rank(figures)
         improved = value == value and (self.best is None or value <= self.best)
         if self.metrics is not None:
             self.metrics.write(

@@ -70,8 +70,10 @@ def start_from(folder: Path, update: int, output: Path) -> None:
     name = "dev/wer" if (output / "units").is_dir() else "dev/contrastive"
     best: tuple[float, int] | None = None
     for row in rows(output):
-        if row["step"] in validated and name in row and (best is None or row[name] < best[0]):
-            best = (row[name], row["step"])
+        if row["step"] in validated and name in row:
+            value = row[name] if name != "dev/wer" or row[name] < 1 else 1 + row["dev/cer"]
+            if best is None or value <= best[0]:
+                best = (value, row["step"])
     (output / "checkpoints" / "best").unlink()
     if best is not None:
         (output / "checkpoints" / "best").write_text(f"step_{best[1]}.pt\n")
