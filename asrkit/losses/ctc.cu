@@ -65,7 +65,8 @@ struct Problem {
 
 #define NOTHING (-(1 << 29))   // exponent of zero
 #define SMALLEST (-(1 << 28))  // what is smaller is no alignment
-#define LOG2E 1.44269504088896341f
+#define LOG2E 1.44269502162933349609375f
+#define LOG2E_LOW 1.925963033500683e-8f
 #define LN2_HIGH 0.693147182464599609375f
 #define LN2_LOW (-1.904654299957767878541e-9f)
 // A float of this size has three binary digits behind the point: no probability can be told from it.
@@ -161,7 +162,7 @@ static __device__ inline Wide exponential(float x, int whole) {
 // A probability of the frame, as a float.
 static __device__ inline float softmax(float x, Frame frame) {
     // -inf - whole stays -inf, and a frame without a normaliser makes all NaN.
-    return exp2f(fmaf(x, LOG2E, -(float)frame.whole) - frame.part * LOG2E);
+    return exp2f(fmaf(x, LOG2E, -(float)frame.whole) + fmaf(x, LOG2E_LOW, -frame.part * LOG2E));
 }
 
 // ---- what a block knows of its utterance ----

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from asrkit.errors import AsrkitError
 from asrkit.losses.feasible import infeasible
 from asrkit.nn.lengths import inside
 
@@ -28,6 +29,8 @@ MOST_FRAMES = 32
 """Frames between two choices at most."""
 NEVER = -(1 << 40)
 """Exponent of zero."""
+TORCH_PER_STATE, PER_STATE, PER_FRAME = 150.0, 20.0, 60000.0
+"""Nanoseconds, loss and gradient together: of torch's recursion in float64, of this one, and of this one for whatever size."""
 AGREEMENT = 1e-8
 """By how much of itself (and of 1) a log-likelihood may depend on where the walks are compared."""
 
@@ -53,20 +56,48 @@ def forward(
         blank: index of the blank.
         zero_infinity: whether what has no alignment loses nothing; otherwise its derivative is NaN, as torch's.
         differentiate: whether derivatives are wanted.
+
+    Raises:
+        AsrkitError: a length beyond the tensor, or a label that is no unit.
     """
+    _check(logits, targets, frames, labels)
     log_probs = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32).log_softmax(-1)
     impossible = infeasible(targets, frames, labels)
     outside = ~inside(frames, log_probs.shape[1])
-    walks = _Walks(log_probs, targets, labels, outside, blank)
-    if walks.span:
+    if not log_probs.numel():
+        losses = log_probs.new_zeros(len(labels)).masked_fill(impossible & (not zero_infinity), torch.inf)
+        return losses, log_probs.new_zeros(log_probs.shape if differentiate else 0)
+    walks = _Walks(log_probs, targets, labels, outside, blank) if pays_off(*targets.shape) else None
+    if walks is not None and walks.span:
         walks.run(differentiate)
-    if not (walks.span and bool((walks.agree | impossible).all())):
+    if walks is None or not (walks.span and bool((walks.agree | impossible).all())):
         return _by_torch(log_probs, targets, frames, labels, blank, zero_infinity, differentiate)
     losses = torch.where(impossible, 0.0 if zero_infinity else torch.inf, -walks.log_totals).to(log_probs.dtype)
     if not differentiate:
         return losses, log_probs.new_empty(0)
     slopes = walks.slopes.masked_fill_(impossible[:, None, None], 0.0 if zero_infinity else torch.nan)
-    return losses, slopes.masked_fill_(outside[:, :, None], 0.0)
+    return losses, slopes.masked_fill_(outside[:, :, None], 0.0).contiguous()
+
+
+def pays_off(batch: int, length: int) -> bool:
+    """Return whether whole-batch operations, one after the other, beat torch's loop over states with a thread per utterance."""
+    states, threads = batch * (2 * length + 1), max(1, min(torch.get_num_threads(), batch))
+    return states * (TORCH_PER_STATE / threads - PER_STATE) > PER_FRAME
+
+
+def _check(logits: Tensor, targets: Tensor, frames: Tensor, labels: Tensor) -> None:
+    most, length = logits.shape[1], targets.shape[1]
+    if bool(((frames < 0) | (frames > most)).any()):
+        raise AsrkitError(f"logit_lengths are {frames.tolist()}", where="ctc_loss", mend=f"0 to {most}")
+    if bool(((labels < 0) | (labels > length)).any()):
+        raise AsrkitError(f"target_lengths are {labels.tolist()}", where="ctc_loss", mend=f"0 to {length}")
+    wrong = ((targets < 0) | (targets >= logits.shape[2])) & inside(labels, length)
+    if bool(wrong.any()):
+        raise AsrkitError(
+            f"label {int(targets[wrong][0])} is not one of the {logits.shape[2]} units",
+            where="ctc_loss",
+            mend="see targets",
+        )
 
 
 def _by_torch(
@@ -78,12 +109,20 @@ def _by_torch(
     zero_infinity: bool,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        exact = log_probs.detach().double().requires_grad_(differentiate)
-        again = exact.log_softmax(-1)  # adds nothing to normalised values, but its derivative is wanted too
-        losses = torch.ctc_loss(again.transpose(0, 1), targets, frames, labels, blank, 0, zero_infinity)
-    slopes = torch.autograd.grad(losses.sum(), exact)[0] if differentiate else exact.new_empty(0)
-    return losses.detach().to(log_probs.dtype), slopes.to(log_probs.dtype)
+    # Its two halves, as torch's own derivative uses them: an operator's inside is not differentiated.
+    exact = log_probs.double().transpose(0, 1)
+    known = torch.where(inside(labels, targets.shape[1]), targets, blank)
+    arguments = exact, known, frames.tolist(), labels.tolist()
+    losses, alphas = torch.ops.aten._ctc_loss(*arguments, blank, zero_infinity)
+    slopes = exact.new_empty(0)
+    if differentiate:
+        ones = torch.ones_like(losses)
+        slopes = torch.ops.aten._ctc_loss_backward(ones, *arguments, losses, alphas, blank, zero_infinity).transpose(
+            0, 1
+        )
+    if zero_infinity:
+        losses = losses.masked_fill(losses == torch.inf, 0.0)
+    return losses.to(log_probs.dtype), slopes.to(log_probs.dtype).contiguous()
 
 
 class _Walks:
@@ -111,13 +150,12 @@ class _Walks:
         self.blanks[:, batch:] = self.blanks[:, :batch].flip(0)
         self.slopes = known
         self.span = self.slope = 0
-        if most:
-            least = torch.cat((known.amin(1), torch.ones_like(known[:, 0, :1])), 1).gather(1, self.rows[:batch])
-            smallest = float(torch.minimum(least.amin(), known[:, :, blank].amin()))
-            if smallest >= torch.finfo(log_probs.dtype).tiny:  # not for NaN either
-                # What a pair is short of can have come to it over two frames, each with the smallest probability.
-                self.slope = max(8, 2 * (1 - math.frexp(smallest)[1]))
-                self.span = min(HEADROOM // self.slope, MOST_FRAMES)
+        least = torch.cat((known.amin(1), torch.ones_like(known[:, 0, :1])), 1).gather(1, self.rows[:batch])
+        smallest = float(torch.minimum(least.amin(), known[:, :, blank].amin()))
+        if smallest >= torch.finfo(log_probs.dtype).tiny:  # not for NaN either
+            # What a pair is short of can have come to it over two frames, each with the smallest probability.
+            self.slope = max(8, 2 * (1 - math.frexp(smallest)[1]))
+            self.span = min(HEADROOM // self.slope, MOST_FRAMES)
         known.masked_fill_(outside[:, :, None], 0.0)
         self.skip = torch.zeros(2 * batch, length + 1, dtype=torch.float64)
         self.skip[:, 1:] = (self.rows[:, 1:] != self.rows[:, :-1]).double()
@@ -208,7 +246,9 @@ class _Walks:
         batch = len(blank) // 2
         into_blank = torch.addcmul(blank, flow, left)[batch:].flip(1)
         into_label = (own + blank).addcmul_(flow * self.skip, left)[batch:, :-1].flip(1)
-        powers = torch.cat((exponents[:batch] + exponents[batch:].flip(1), exponents[:batch, :-1] + exponents[batch:, :-1].flip(1)), 1)
+        powers = torch.cat(
+            (exponents[:batch] + exponents[batch:].flip(1), exponents[:batch, :-1] + exponents[batch:, :-1].flip(1)), 1
+        )
         terms, shifts = torch.frexp(torch.cat((blank[:batch] * into_blank, own[:batch, :-1] * into_label), 1))
         powers = torch.where(terms > 0, powers + shifts, NEVER)
         largest = powers.amax(1, keepdim=True)
@@ -220,9 +260,11 @@ class _Walks:
         self, begin: int, end: int, weights: Tensor, exponents: Tensor, stored: Tensor, stored_exponents: Tensor
     ) -> None:
         """Take the posteriors of both walks' frames (labels' weights (F, R, P)) from the probabilities."""
-        batch, most, units = self.probs.shape
+        batch, most, _ = self.probs.shape
         labels = slice(0, self.rows.shape[1] - 1)
-        powers = exponents[:, labels] + stored_exponents.roll(batch, 0)[:, labels].flip(1) - self.powers.repeat(2)[:, None]
+        powers = (
+            exponents[:, labels] + stored_exponents.roll(batch, 0)[:, labels].flip(1) - self.powers.repeat(2)[:, None]
+        )
         posteriors = weights[:, :, labels] * stored.roll(batch, 1)[:, :, labels].flip((0, 2))
         posteriors *= _power(powers) / self.totals.repeat(2)[:, None]
         totals = 1 - posteriors.sum(2)

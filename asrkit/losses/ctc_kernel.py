@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("ctc.cu")
+KERNELS = ("ctc_normalise", "ctc_halves", "ctc_meet", "ctc_cross", "ctc_gradient")
 LOGIT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 WARP, ROW_BLOCK, WIDEST_LOAD = 32, 256, 16
 # The most label and blank pairs that a block deals with, by pairs to a thread and threads to a block. Beyond the last, threads take
@@ -125,7 +126,7 @@ def forward(
         zero_infinity: whether what has no alignment loses nothing.
         keep: whether there will be a backward pass.
     """
-    batch, most, units = logits.shape
+    batch, most, _ = logits.shape
     sizes = saved_sizes(batch, most, targets.shape[1], keep)
     normalisers, states, lattice = (logits.new_empty(size, dtype=torch.int64) for size in sizes)
     losses = logits.new_empty(batch, dtype=torch.float32)

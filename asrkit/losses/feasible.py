@@ -24,6 +24,6 @@ def infeasible(targets: Tensor, logit_lengths: Lengths, target_lengths: Lengths)
         target_lengths: labels per utterance, (N,).
     """
     labels = on_device(target_lengths, targets.device)
-    place = torch.arange(1, targets.shape[1], device=targets.device)
+    place = torch.arange(targets.shape[1], device=targets.device)[1:]
     repeats = (targets[:, 1:] == targets[:, :-1]) & (place < labels[:, None])
     return on_device(logit_lengths, targets.device) < labels + repeats.sum(1)
