@@ -2,6 +2,7 @@
 
     python benchmarks/ctc.py                          on the GPU, or the CPU where there is none; every shape
     python benchmarks/ctc.py --shape 32,750,32,200    one shape: N, T, V, L
+    python benchmarks/ctc.py --pairs 2                other blocks than the kernels' own choice
     python benchmarks/ctc.py --verify                 on a GPU: holds the kernels to everything that is claimed of them
 
 A call is forward and backward from logits of one precision, log-softmax included. Beside the times each contender's gradient is
@@ -21,7 +22,7 @@ from ctc_checks import by_torch, error, gradient_of, make, verify
 from harness import Ratio, compare, memory_ratio, ratio, report
 from torch import Tensor
 
-from asrkit.losses import ctc_loss, ctc_route
+from asrkit.losses import ctc_kernel, ctc_loss, ctc_route
 
 SHAPES = {
     "cuda": ((32, 750, 32, 200), (32, 750, 5000, 200), (32, 2500, 32, 1000), (8, 20_000, 32, 500)),
@@ -89,7 +90,13 @@ def measure(
         limit = 1 / FASTER_THAN_CUDNN[shape] if shape in FASTER_THAN_CUDNN else None
         ratios.append(ratio(found, "asrkit", ["cuDNN"], limit=limit))
     names = dict(zip(("utterances", "frames", "units", "labels"), shape, strict=True))
-    settings = {**names, "logits": str(dtype).removeprefix("torch."), "asrkit is": ctc_route(device), **errors}
+    settings = {
+        **names,
+        "logits": str(dtype).removeprefix("torch."),
+        "blocks": ctc_kernel.BLOCKS[0],
+        "asrkit is": ctc_route(device),
+        **errors,
+    }
     return report("CTC, forward and backward", settings, found, ratios, device=device, output=output)
 
 
@@ -101,6 +108,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="a folder for JSON, a file per shape")
+    parser.add_argument("--pairs", type=int, help="labels to a thread, to find out what suits a GPU; 1, 2, 4 or 8")
     parser.add_argument("--verify", action="store_true", help="check instead of measure")
     options = parser.parse_args()
     if options.verify:
@@ -108,6 +116,8 @@ def main() -> int:
             print("There is no GPU to verify anything on.")
             return 2
         return 0 if verify() else 1
+    if options.pairs:
+        ctc_kernel.BLOCKS = ((512 * options.pairs, options.pairs, 512), *ctc_kernel.BLOCKS)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     shapes = [tuple(map(int, options.shape.split(",")))] if options.shape else SHAPES[device.type]

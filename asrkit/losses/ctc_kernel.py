@@ -208,9 +208,8 @@ def _problem(
     problem.logits, problem.targets = logits.data_ptr(), targets.data_ptr()
     problem.frames, problem.labels = frames.data_ptr(), labels.data_ptr()
     problem.normalisers, problem.lattice = normalisers.data_ptr(), lattice.data_ptr()
-    problem.spent = states.data_ptr()
-    problem.totals = problem.spent + 8 * batch
-    problem.states = problem.totals + 8 * batch
+    start = states.data_ptr()
+    problem.spent, problem.totals, problem.states = start, start + 8 * batch, start + 16 * batch
     problem.logit_stride_n, problem.logit_stride_t = logits.stride(0), logits.stride(1)
     problem.target_stride_n = targets.stride(0)
     problem.half = lattice_half(most, targets.shape[1])

@@ -48,7 +48,7 @@ static const unsigned MOST = 1024;
 using std::max;
 using std::min;
 
-static int lane() { return current->thread.x % 32; }
+static inline int lane() { return current->thread.x % 32; }
 
 static void wait_for(int whom, int line) {
     current->waits = whom;
