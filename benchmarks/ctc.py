@@ -93,7 +93,7 @@ def measure(
     settings = {
         **names,
         "logits": str(dtype).removeprefix("torch."),
-        "blocks": ctc_kernel.BLOCKS[0],
+        **({"build": str(ctc_kernel.build_for(logits, shape[3]))} if gpu else {}),
         "asrkit is": ctc_route(device),
         **errors,
     }

@@ -15,6 +15,8 @@ of a block.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -67,9 +69,12 @@ def forward(
     if not log_probs.numel():
         losses = log_probs.new_zeros(len(labels)).masked_fill(impossible & (not zero_infinity), torch.inf)
         return losses, log_probs.new_zeros(log_probs.shape if differentiate else 0)
-    walks = _Walks(log_probs, targets, labels, outside, blank) if pays_off(*targets.shape) else None
-    if walks is not None and walks.span:
-        walks.run(differentiate)
+    walks = None
+    if pays_off(*targets.shape):
+        with _one_thread():
+            walks = _Walks(log_probs, targets, labels, outside, blank)
+            if walks.span:
+                walks.run(differentiate)
     if walks is None or not (walks.span and bool((walks.agree | impossible).all())):
         return _by_torch(log_probs, targets, frames, labels, blank, zero_infinity, differentiate)
     losses = torch.where(impossible, 0.0 if zero_infinity else torch.inf, -walks.log_totals).to(log_probs.dtype)
@@ -83,6 +88,17 @@ def pays_off(batch: int, length: int) -> bool:
     """Return whether whole-batch operations, one after the other, beat torch's loop over states with a thread per utterance."""
     states, threads = batch * (2 * length + 1), max(1, min(torch.get_num_threads(), batch))
     return states * (TORCH_PER_STATE / threads - PER_STATE) > PER_FRAME
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small operations are no work for several threads: each would wait for the last of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(logits: Tensor, targets: Tensor, frames: Tensor, labels: Tensor) -> None:
