@@ -47,7 +47,8 @@ def ctc_loss(
             instead of an infinite loss.
 
     Raises:
-        AsrkitError: unknown reduction, or a blank outside the units.
+        AsrkitError: unknown reduction, a blank outside the units, lengths beyond the tensors (not if they are on a GPU, where they
+            are cut), or on a CPU a label that is no unit (on a GPU it has no alignment).
     """
     if reduction not in REDUCTIONS:
         raise AsrkitError(f"unknown reduction '{reduction}'", where="ctc_loss", mend=", ".join(REDUCTIONS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ctc_host
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from test_ctc_loss import by_all_paths, problems
 from torch import Tensor
 
-from asrkit.losses import ctc_kernel
+from asrkit.losses import ctc_kernel, ctc_ops
 from asrkit.losses.ctc_kernel import Build
 from asrkit.losses.nvrtc import CudaUnavailableError, compile_source, nvrtc
 
@@ -298,6 +299,44 @@ def test_half_precision_of_the_host_is_torchs() -> None:
     )
     assert torch.equal(halves.view(torch.int16), values.half().view(torch.int16))
     assert torch.equal(back, halves.float())
+
+
+@pytest.fixture(scope="module")
+def operators_on_the_host() -> None:
+    """The GPU's operators, for tensors of the host as well."""
+
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return ctc_kernel.forward(ctc_host.launcher(0), *arguments)
+
+    def backward(slopes: Tensor, *arguments: Any) -> Tensor:
+        return ctc_kernel.backward(ctc_host.launcher(0), slopes.contiguous(), *arguments)
+
+    ctc_ops.on_cuda.register_kernel("cpu")(forward)
+    ctc_ops.on_cuda_backward.register_kernel("cpu")(backward)
+
+
+@pytest.mark.usefixtures("operators_on_the_host")
+def test_operators() -> None:
+    logits, *rest = make(2, 20, 6, 5)
+
+    def losses(logits: Tensor) -> Tensor:
+        return ctc_ops.on_cuda(logits, *rest, 0, True, True)[0]
+
+    expected = run(logits, *rest)
+    compiled = torch.compile(losses, backend="aot_eager", fullgraph=True)
+    for way in (losses, compiled):
+        own = logits.clone().requires_grad_()
+        values = way(own)
+        first, second = (torch.autograd.grad(values.sum(), own, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(first, expected)
+        assert torch.equal(second, expected)
+    twice = torch.autograd.grad(losses(own).sum(), own, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="ctc_cuda_backward"):
+        twice.sum().backward()
+    for differentiate in (True, False):
+        arguments = (logits.requires_grad_(differentiate), *rest, 0, True, differentiate)
+        names = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(ctc_ops.on_cuda, arguments, test_utils=names)
 
 
 KERNELS = """
