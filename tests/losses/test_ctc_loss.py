@@ -263,6 +263,7 @@ def test_what_is_no_number_is_not_hidden(whole_batches: bool) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_operators_say_what_they_give() -> None:
     logits, *rest = example()
     for precision, differentiate in ((torch.float32, True), (torch.bfloat16, True), (torch.float64, False)):
