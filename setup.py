@@ -49,7 +49,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["asrkit", "asrkit.*"]),
-    package_data={"asrkit": ["py.typed"], "asrkit.analysis.page": ["*.html", "*.css", "*.js"]},
+    package_data={
+        "asrkit": ["py.typed"],
+        "asrkit.losses": ["*.cu"],
+        "asrkit.analysis.page": ["*.html", "*.css", "*.js"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["asrkit = asrkit.cli:main"]},

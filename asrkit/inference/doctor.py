@@ -9,6 +9,7 @@ import platform
 import torch
 
 import asrkit
+from asrkit.losses import ctc_route
 from asrkit.training.engine import choose_device, choose_precision
 
 PACKAGES = {
@@ -36,7 +37,7 @@ def findings() -> list[tuple[str, str]]:
         ("processor", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
         ("device", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"),
         ("precision", choose_precision("auto", device)),
-        ("ctc loss", "torch's own, from logits, in float32"),
+        ("ctc loss", ctc_route(device)),
     ]
     for package, extra in PACKAGES.items():
         try:

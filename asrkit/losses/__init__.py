@@ -1,5 +1,5 @@
 """Losses as functions of tensors, for asrkit's heads and for anyone's own training."""
 
-from asrkit.losses.ctc import ctc_loss, infeasible
+from asrkit.losses.ctc import ctc_loss, ctc_route, infeasible
 
-__all__ = ["ctc_loss", "infeasible"]
+__all__ = ["ctc_loss", "ctc_route", "infeasible"]
