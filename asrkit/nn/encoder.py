@@ -203,7 +203,15 @@ class Encoder(nn.Module):
         if not self.norm_is_last:
             x = self.norm(x)
         x = F.dropout(x, config.dropout, self.training)
-        shared = position_state(config.positions, x.size(1), config.dim, config.heads, x.device)
+        shared = position_state(
+            config.positions,
+            x.size(1),
+            config.dim,
+            config.heads,
+            x.device,
+            block=config.attention_block,
+            reach=config.reach,
+        )
         x, layers = self._run_blocks(x, self._attention_mask(extracted), shared, drops, after_layer or {}, keep_layers)
         if self.norm_is_last:
             x = self.norm(x)

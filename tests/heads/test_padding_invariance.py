@@ -42,6 +42,7 @@ KINDS = {
     "base": ENCODER,
     "large": replace(ENCODER, waveform=replace(ENCODER.waveform, norm="layer"), pre_norm=True),
     "conformer": replace(ENCODER, frontend="logmel", blocks="conformer", positions="relative"),
+    "blocks": replace(ENCODER, frontend="logmel", blocks="conformer", positions="shaw", attention_block=7),
 }
 
 

@@ -38,6 +38,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "large": {"waveform": LAYERED, "pre_norm": True, **POSITIONS},
     "data2vec": {"waveform": LAYERED, **POSITIONS, "conv_position_layers": 3, "conv_position_kernel": 5},
     "conformer": {**FOREIGN, "positions": "relative", "outer_norm": "after"},
+    "conformer-blocks": {**LOGMEL, "positions": "shaw", "attention_block": 7},
+    "transformer-blocks": {"waveform": {"layers": LAYERS}, **POSITIONS, "attention_block": 7},
     "conformer-turned": {**FOREIGN, "positions": "rotary-input"},
 }
 
