@@ -15,7 +15,7 @@ from asrkit.core.step import Engine
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.nn.encoder import Encoder
+from asrkit.nn.encoder import Encoded, Encoder
 
 
 class Method(nn.Module, ABC):
@@ -52,6 +52,16 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
         """Return figures on a batch of a development set, in evaluation mode."""
+
+    def encode(self, batch: Batch, *, keep_layers: bool = False) -> Encoded:
+        """Return what the encoder makes of a batch without masks; what heads do between its blocks is done.
+
+        Args:
+            batch: the utterances.
+            keep_layers: keep the input and the output of the blocks.
+        """
+        encoded: Encoded = self.encoder(batch.waves, batch.wave_lengths, batch.host_lengths, keep_layers=keep_layers)
+        return encoded
 
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """Return greedy unit sequences, one per utterance; call it in evaluation mode.

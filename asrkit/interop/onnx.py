@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from asrkit.errors import AsrkitError
 from asrkit.files import atomic_path, write_text
-from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.heads.ctc import CTCHead
 from asrkit.interop.packages import optional
 from asrkit.interop.portable import CTC, ENCODER, Portable
 from asrkit.nn.attention import SelfAttention
@@ -61,8 +62,10 @@ class Runtime(nn.Module):
         features, frames = self.frontend(waves, lengths)
         mask = inside(frames, features.size(1))
         features = features.masked_fill(~mask[:, :, None], 0.0)
-        encoded = self.encoder.contextualise(_Always(features, frames, (1,), mask))
-        return encoded.states if self.head is None else self.head.project(encoded.states), frames
+        run = partial(self.encoder.contextualise, _Always(features, frames, (1,), mask))
+        if self.head is None:
+            return run().states, frames
+        return self.head.logits(self.head.condition(self.encoder, run).states), frames
 
 
 class _Attention(nn.Module):
@@ -216,7 +219,7 @@ def runtime(model: Portable) -> Runtime:
     encoder.load_state_dict({k.removeprefix(ENCODER): v for k, v in model.weights.items() if k.startswith(ENCODER)})
     head = None
     if model.units is not None:
-        head = CTCHead(CTCHeadConfig(), encoder.dim, model.units)
+        head = CTCHead(model.ctc, encoder.dim, model.units)
         head.load_state_dict({k.removeprefix(CTC): v for k, v in model.weights.items() if k.startswith(CTC)})
     return Runtime(encoder, head).eval()
 

@@ -114,7 +114,9 @@ class SelfAttention(nn.Module):
         # A block that is padding as a whole needs a frame to attend to all the same; any other's first one is valid.
         return torch.cat([torch.ones_like(blocks[:, :1]), blocks[:, 1:]], dim=1)
 
-    def relative_positions(self, positions: PositionState, dtype: torch.dtype) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    def relative_positions(
+        self, positions: PositionState, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
         """Return a vector for each distance, (H, 2T, D), and what is added to queries against keys and against distances."""
         if positions.clipped is not None:
             return self.distances.to(dtype)[positions.clipped].expand(self.heads, -1, -1), 0.0, 0.0

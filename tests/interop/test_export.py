@@ -40,8 +40,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "conformer": {**FOREIGN, "positions": "relative", "outer_norm": "after"},
     "conformer-blocks": {**LOGMEL, "positions": "shaw", "attention_block": 7},
     "transformer-blocks": {"waveform": {"layers": LAYERS}, **POSITIONS, "attention_block": 7},
+    "conditioned": {**LOGMEL, "positions": "rotary", "layers": 3},
+    "conditioned-large": {"waveform": LAYERED, "pre_norm": True, **POSITIONS},
     "conformer-turned": {**FOREIGN, "positions": "rotary-input"},
 }
+
+
+READS = {"conditioned": [1, 2], "conditioned-large": [1]}
+"""Where the CTC head takes part between blocks."""
 
 
 def make(shape: str, units: Units | None = UNITS) -> Portable:
@@ -49,9 +55,9 @@ def make(shape: str, units: Units | None = UNITS) -> Portable:
     torch.manual_seed(5)
     parts: dict[str, torch.nn.Module] = {"encoder": foreign.randomise(Encoder(config))}
     if units is not None:
-        parts["ctc"] = foreign.randomise(CTCHead(CTCHeadConfig(), config.dim, units))
+        parts["ctc"] = foreign.randomise(CTCHead(CTCHeadConfig(intermediate=READS.get(shape, [])), config.dim, units))
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-    return Portable(config, weights, units)
+    return Portable(config, weights, units, ctc=CTCHeadConfig(intermediate=READS.get(shape, [])))
 
 
 def write(shape: str, folder: Path, units: Units | None = UNITS) -> Path:
@@ -107,6 +113,14 @@ def test_a_wrong_onnx_file_is_not_kept(
     ("shape", "form", "reason", "able"),
     [
         ("logmel-conformer", "torchaudio", "not with a log-mel frontend", "onnx"),
+        *(
+            ("transformer-blocks", form, "attend within blocks", "onnx")
+            for form in ("huggingface", "fairseq2", "torchaudio")
+        ),
+        *(
+            ("conditioned-large", form, "takes part between", "onnx")
+            for form in ("huggingface", "fairseq2", "torchaudio")
+        ),
         ("logmel-conformer", "huggingface", "not with a log-mel frontend", "onnx"),
         ("logmel-conformer", "fairseq2", "convolutions over the wave", "onnx"),
         ("conformer", "torchaudio", "Transformer blocks", "huggingface or onnx"),
