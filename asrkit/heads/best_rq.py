@@ -192,8 +192,8 @@ class BestRQHead(SelfSupervisedHead):
 
     def _usage(self, labels: Tensor, valid: Tensor) -> Tensor:
         """Return how many valid frames have each label, float32 (G, E), of labels (N, M, G) and valid (N, M)."""
-        counts = torch.zeros(self.config.codebooks, self.config.entries, device=labels.device)
         ones = valid.flatten().float().expand(self.config.codebooks, -1)
+        counts = ones.new_zeros(self.config.codebooks, self.config.entries)
         # Whole numbers: their sums are exact in any order.
         return counts.scatter_add_(1, labels.flatten(0, 1).t(), ones)
 

@@ -10,12 +10,12 @@ from typing import Any
 import foreign
 import pytest
 import torch
-from helpers import UNITS
+from helpers import UNITS, train, variant
 
 from asrkit.config import from_dict
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.interop import onnx
-from asrkit.interop.portable import Portable, write_experiment
+from asrkit.interop.portable import Portable, read_experiment, write_experiment
 from asrkit.interop.sources import FORMATS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
@@ -218,3 +218,18 @@ def as_json(path: Path) -> Mapping[str, Any]:
 def test_what_was_imported_is_written_down(tmp_path: Path) -> None:
     folder = write("base", tmp_path / "ours", units=None)
     assert as_json(folder / "import.json") == {"source": "test", "fresh": ["ssl."], "notes": []}
+
+
+def test_an_encoder_that_best_rq_trained_is_exported_without_its_head(speech: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    assert train(tmp_path / "exp", variant("pretrain, best_rq", speech)) == 0
+    model = read_experiment(tmp_path / "exp")
+    assert model.head is None
+    assert all(name.startswith("encoder.") for name in model.weights)
+    exported = foreign.run_export(tmp_path / "exp", "onnx", tmp_path / "exported")
+    batch = foreign.make_batch([9000, 16000])
+    states, frames = foreign.states(tmp_path / "exp", batch)
+    session = runtime.InferenceSession(exported / "model.onnx")
+    found, counts = session.run(None, {"waves": batch.waves.numpy(), "lengths": batch.wave_lengths.numpy()})
+    assert counts.tolist() == list(frames)
+    foreign.assert_valid_close(torch.from_numpy(found), states, frames)
