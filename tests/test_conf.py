@@ -60,8 +60,8 @@ def leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[
 
 def at(tree: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
-        # What stands below a section that is absent by default.
-        tree = None if tree is None else tree[key]
+        # A section that is absent by default holds nothing.
+        tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
 
