@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import CLOCK, ENCODER, STILL, UNITS, VARIANTS, make_batch, make_method, merged
+from helpers import CLOCK, ENCODER, STILL, UNITS, VARIANTS, make_batch, make_method, merged, train, variant
 from torch import Tensor
 
 from asrkit import config as configuration
@@ -18,6 +19,8 @@ from asrkit.core.step import Accumulate, Totals
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.inference.recogniser import load
+from asrkit.inference.streaming import Streamer
 from asrkit.methods.supervised import Supervised
 from asrkit.methods.wav2vec_s import SEMI, Wav2VecS
 from asrkit.nn.config import EncoderConfig
@@ -159,6 +162,28 @@ def test_every_method_recognises_with_it(name: str) -> None:
     best = [row[:count].argmax(-1).tolist() for row, count in zip(found, frames, strict=True)]
     assert [len(row) for row in best] == list(frames)
     assert {"ctc", "intermediate_ctc", "loss"} <= set(method.validate(batch, CLOCK))
+
+
+def test_files_and_streams_are_heard_with_it(speech: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "exp", variant("finetune, conditioned", speech)) == 0
+    recogniser = load(tmp_path / "exp", precision="fp32")
+    method = recogniser.method
+    assert isinstance(method, Supervised)
+    assert method.ctc.feed_back is not None
+    assert method.ctc.feed_back.weight.any()
+    batch = make_batch([3, 5])
+    with torch.no_grad():
+        # Loud enough to be told from a model without it, and no blank: there is always something to write.
+        method.ctc.feed_back.weight.normal_()
+        method.ctc.project.bias[UNITS.blank] -= 50.0
+        states, _ = by_hand(method.encoder, method.ctc, batch, [1])
+        expected = (states @ method.ctc.project.weight.t() + method.ctc.project.bias).log_softmax(-1)
+    for row, scores in enumerate(recogniser.log_probs(batch)):
+        torch.testing.assert_close(torch.from_numpy(scores), expected[row, : len(scores)], atol=1e-4, rtol=1e-4)
+    wave = batch.waves[0, : batch.host_lengths[0]].numpy()
+    assert recogniser.transcribe(wave, 16_000)
+    streamer = Streamer.of(recogniser)
+    assert any(update.text for update in [*streamer.push(wave), *streamer.finish()])
 
 
 @torch.no_grad()
