@@ -155,6 +155,40 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
     return merged(whole, changes)
 
 
+BEST_RQ: dict[str, Any] = {
+    "mask": {"time_length": 3},
+    "codebooks": 2,
+    "entries": 12,
+    "code_dim": 4,
+    "bins": 8,
+}
+"""Settings of a small BEST-RQ head."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pretrain, best_rq": ("pretrain", {"head": "best_rq", "wav2vec2": None, "best_rq": BEST_RQ}),
+    "finetune, conditioned": ("finetune", {"ctc": {"intermediate": [1]}}),
+    "wav2vec_s, conditioned": ("wav2vec_s", {"ctc": {"intermediate": [1]}}),
+    "bl_just, best_rq, conditioned": (
+        "bl_just",
+        {"ssl": {"name": "best_rq", "wav2vec2": None, "best_rq": BEST_RQ}, "ctc": {"intermediate": [1]}},
+    ),
+    "weighted_sum, best_rq, conditioned": (
+        "weighted_sum",
+        {"ssl": {"name": "best_rq", "wav2vec2": None, "best_rq": BEST_RQ}, "ctc": {"intermediate": [1]}},
+    ),
+}
+"""Methods with other heads than by default: the method, and what changes in its section."""
+
+
+def variant(name: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Return the `settings` of a method, or of one of `VARIANTS`, which change in blocks what they attend to."""
+    if name not in VARIANTS:
+        return settings(name, data_dir, **changes)
+    method, section = VARIANTS[name]
+    blocks = {"positions": "shaw", "attention_block": 6}
+    return merged(settings(method, data_dir, encoder=blocks, **{method: section}), changes)
+
+
 def joint_settings(method: str, mask: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
     """Return the section of a joint method: two outer epochs of 1 + 3 updates, or 7 joint updates; then fine-tuning."""
     head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}

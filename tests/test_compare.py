@@ -171,6 +171,32 @@ def test_each_run_is_made_once_with_what_was_chosen(done: Project) -> None:
     assert f"init={done.folder}/exp/study/shared/pretrain" in calls
 
 
+def test_a_recipe_can_have_a_pre_training_of_its_own(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    recipes: dict[str, dict[str, object]] = {
+        "plain": {"stage": "finetune", "seeds": [1], "arguments": ["--method", "finetune"]},
+        "other": {"stage": "finetune", "seeds": [1], "arguments": ["--method", "finetune"]},
+    }
+    recipes["other"]["pretraining"] = ["pretrain.head=best_rq", "pretrain.wav2vec2=null"]
+    study = {**STUDY, "subsets": ["1h"], "search": {}, "pairs": [], "recipes": recipes}
+    project.write(study)
+    finished = project.run()
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    calls = (project.folder / "calls").read_text().splitlines()
+    (own,) = [line for line in calls if f"exp_dir={project.folder}/exp/study/other/pretrain" in line]
+    assert own.endswith("pretrain.updates=9 pretrain.head=best_rq pretrain.wav2vec2=null")
+    starts = {
+        line.split("exp_dir=")[1].split("/exp/study/")[1].split("/")[0]: line for line in calls if "init=" in line
+    }
+    assert f"init={project.folder}/exp/study/other/pretrain " in starts["other"]
+    assert f"init={project.folder}/exp/study/shared/pretrain " in starts["plain"]
+    recipes["other"]["arguments"] = ["--method", "finetune", "--init", "scratch"]
+    project.write(study)
+    refused = project.run()
+    assert refused.returncode == 2
+    assert "'other' has a pre-training of its own and --init" in refused.stderr
+
+
 def test_results_are_kept_small_and_without_machine_paths(done: Project) -> None:
     kept = sorted(str(path.relative_to(done.kept)) for path in done.kept.rglob("results.json"))
     assert len(kept) == 2 * 2 * (2 + 2 + 1)

@@ -60,7 +60,8 @@ def leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[
 
 def at(tree: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
-        tree = tree[key]
+        # A section that is absent by default holds nothing.
+        tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
 

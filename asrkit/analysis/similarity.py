@@ -21,12 +21,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from asrkit.analysis.pwcca import CUT_OFF, Comparison, Moments, compare
+from asrkit.core.method import Method
 from asrkit.data.batch import Batch
 from asrkit.data.index import SetIndex
 from asrkit.data.stream import evaluation_batches
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
-from asrkit.nn.encoder import Encoded, Encoder
+from asrkit.nn.encoder import Encoder
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
 
@@ -116,11 +117,12 @@ class _Model:
         # A frame's features must not depend on what it is padded with.
         exact = replace(config, encoder=replace(config.encoder, padding="exact"))
         method, self.update = replace(experiment, config=exact).method(side.checkpoint)
-        self.encoder: Encoder = method.encoder.to(device).eval()
+        self.method: Method = method.to(device).eval()
+        self.encoder: Encoder = method.encoder
 
     def layers(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         """Return the blocks' input and each block's output (N, T, C), and the frames of each utterance."""
-        encoded: Encoded = self.encoder(batch.waves, batch.wave_lengths, batch.host_lengths, keep_layers=True)
+        encoded = self.method.encode(batch, keep_layers=True)
         assert encoded.layers is not None
         return encoded.layers, encoded.host_lengths
 

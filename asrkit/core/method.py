@@ -15,7 +15,7 @@ from asrkit.core.step import Engine
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.nn.encoder import Encoder
+from asrkit.nn.encoder import Encoded, Encoder
 
 
 class Method(nn.Module, ABC):
@@ -57,6 +57,16 @@ class Method(nn.Module, ABC):
         """Return what the model with the best figures on the development sets has the least of: the one `selection` names."""
         name, direction = self.selection
         return figures[name] if direction == "min" else -figures[name]
+
+    def encode(self, batch: Batch, *, keep_layers: bool = False) -> Encoded:
+        """Return what the encoder makes of a batch without masks; what heads do between its blocks is done.
+
+        Args:
+            batch: the utterances.
+            keep_layers: keep the input and the output of the blocks.
+        """
+        encoded: Encoded = self.encoder(batch.waves, batch.wave_lengths, batch.host_lengths, keep_layers=keep_layers)
+        return encoded
 
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """Return greedy unit sequences, one per utterance; call it in evaluation mode.

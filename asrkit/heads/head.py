@@ -6,7 +6,8 @@ Shapes: N batch, S samples, T frames, L labels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from asrkit.core.clock import Clock
 from asrkit.core.term import Losses
 from asrkit.data.batch import Batch
-from asrkit.nn.encoder import Encoded
+from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.nn.masking import SpanMask
 
 
@@ -55,6 +56,16 @@ class MaskedDraws(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What a user is told whose `code_perplexity` has stayed next to nothing."""
+
+    reason: str
+    """What it means."""
+    mend: str
+    """What to do about it; {section} stands for the head's section of the configuration, {rate} for the learning rate's key."""
+
+
 class SelfSupervisedHead(Head):
     """A head that learns from masked speech alone, of which `loss` finds the traces in `Encoded`.
 
@@ -64,14 +75,30 @@ class SelfSupervisedHead(Head):
 
     codebooks: int = 0
     """Codebooks over which the metric `code_perplexity` is a sum; 0 if there is no such metric."""
+    objective: str
+    """The term by which one model is better than another."""
+    advice: Advice
+    """For a run that has next to no codes."""
 
     @abstractmethod
     def draw(self, batch: Batch, frames: Sequence[int], clock: Clock) -> MaskedDraws:
         """See `Head.draw`; the draws name the mask under which the encoder is to be run."""
 
 
+class Pass(Protocol):
+    """A pass through an encoder that lets its caller act between blocks."""
+
+    def __call__(self, *, after_layer: Mapping[int, Callable[[Tensor], Tensor]] | None) -> Encoded:
+        """Run it; ``after_layer`` is that of `Encoder.contextualise`."""
+        ...
+
+
 class SupervisedHead(Head):
     """A head that learns from transcripts and can write them."""
+
+    def condition(self, encoder: Encoder, run: Pass) -> Encoded:
+        """Run a pass through an encoder in which the head may take part; every pass whose result it gets goes through here."""
+        return run(after_layer=None)
 
     @abstractmethod
     def hypotheses(self, encoded: Encoded) -> list[list[int]]:

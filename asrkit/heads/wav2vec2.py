@@ -17,11 +17,11 @@ from asrkit.core.clock import Clock
 from asrkit.core.term import Losses, Ratio, Term
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.heads.head import SelfSupervisedHead
+from asrkit.heads.head import Advice, SelfSupervisedHead
 from asrkit.losses.contrastive import contrastive_loss, draw_negatives, negative_weights
 from asrkit.nn.encoder import Encoded
 from asrkit.nn.lengths import inside
-from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask, pack
+from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask, pack, take
 from asrkit.nn.quantiser import GumbelQuantiser, Quantised, diversity, gumbel_noise, perplexity
 
 
@@ -99,6 +99,12 @@ class Wav2Vec2Draws:
 class Wav2Vec2Head(SelfSupervisedHead):
     """Contrastive loss between encoder states and quantised features of masked frames."""
 
+    objective = "contrastive"
+    advice = Advice(
+        "the quantiser has collapsed onto a few codes and the contrastive task has become trivial or impossible",
+        "lower {rate}, lengthen its warm-up, raise {section}.diversity_weight, or use larger batches",
+    )
+
     def __init__(self, config: Wav2Vec2HeadConfig, dim: int, feature_dim: int) -> None:
         """Make the head.
 
@@ -156,8 +162,8 @@ class Wav2Vec2Head(SelfSupervisedHead):
         config = self.config
         assert draws.mask.time is not None
         places, valid = pack(draws.mask.time, draws.mask.most)
-        states = self.project_states(_take(encoded.states, places))
-        features = self.dropout(_take(encoded.features, places))
+        states = self.project_states(take(encoded.states, places))
+        features = self.dropout(take(encoded.features, places))
         total = valid.sum().float()
         terms: dict[str, Term] = {}
         metrics: dict[str, Ratio] = {}
@@ -179,11 +185,6 @@ class Wav2Vec2Head(SelfSupervisedHead):
         metrics["mask_share"] = Ratio(total, float(sum(encoded.host_lengths)))
         metrics["gumbel_temperature"] = Ratio(self.gumbel_temperature(clock), 1.0)
         return Losses({name: terms[name] for name in self.terms}, metrics)
-
-
-def _take(frames: Tensor, places: Tensor) -> Tensor:
-    """Return the frames (N, M, C) of (N, T, C) at places (N, M)."""
-    return frames.gather(1, places[..., None].expand(-1, -1, frames.shape[2]))
 
 
 def _labels(quantised: Quantised, entries: int) -> Tensor:

@@ -19,7 +19,7 @@ from asrkit.errors import AsrkitError, nearest
 from asrkit.files import atomic_path, write_text
 from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
 from asrkit.interop.packages import downloading, optional
-from asrkit.interop.portable import CTC, ENCODER, SSL, Portable
+from asrkit.interop.portable import CTC, ENCODER, SSL, Portable, peculiarity
 from asrkit.interop.tables import Filler, Names, Row, codebook, encoder_rows, give, module, prefixed, take
 from asrkit.interop.vocabulary import blank_first, released_units
 from asrkit.nn.config import EncoderConfig
@@ -270,6 +270,9 @@ def _unprojected(shape: EncoderConfig) -> bool:
 
 def refusal(model: Portable) -> str | None:
     """Return why fairseq2 has no such model, or None."""
+    reason = peculiarity(model)
+    if reason is not None:
+        return reason
     shape = model.encoder
     if shape.frontend != "waveform":
         return "fairseq2's wav2vec 2.0 begins with convolutions over the wave, or with filter banks of its own"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asrkit.errors import AsrkitError
 from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
-from asrkit.interop.portable import CTC, ENCODER, SSL, Portable
+from asrkit.interop.portable import CTC, ENCODER, SSL, Portable, peculiarity
 from asrkit.interop.tables import (
     Filler,
     Names,
@@ -175,6 +175,9 @@ def to_huggingface(model: Portable) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def refusal(model: Portable) -> str | None:
     """Return why transformers has no such model, or None."""
+    reason = peculiarity(model)
+    if reason is not None:
+        return reason
     shape, units = model.encoder, model.units
     if shape.frontend != "waveform":
         return "Hugging Face's speech encoders begin with convolutions over the wave, not with a log-mel frontend"

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from asrkit.errors import AsrkitError
 from asrkit.files import atomic_path, write_text
-from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.heads.ctc import CTCHead
 from asrkit.interop.packages import optional
 from asrkit.interop.portable import CTC, ENCODER, Portable
 from asrkit.nn.attention import SelfAttention
@@ -61,12 +62,17 @@ class Runtime(nn.Module):
         features, frames = self.frontend(waves, lengths)
         mask = inside(frames, features.size(1))
         features = features.masked_fill(~mask[:, :, None], 0.0)
-        encoded = self.encoder.contextualise(_Always(features, frames, (1,), mask))
-        return encoded.states if self.head is None else self.head.project(encoded.states), frames
+        run = partial(self.encoder.contextualise, _Always(features, frames, (1,), mask))
+        if self.head is None:
+            return run().states, frames
+        return self.head.logits(self.head.condition(self.encoder, run).states), frames
 
 
 class _Attention(nn.Module):
-    """`SelfAttention` by plain products, over all queries at once, with no size that the exporter would hold to."""
+    """`SelfAttention` by plain products, over all queries at once, with no size that the exporter would hold to.
+
+    Blocks are a mask here: the same result, at a cost that grows with the square of the duration.
+    """
 
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
@@ -79,22 +85,29 @@ class _Attention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in attention.project(x, rotary))
         content = query
         bias: Tensor | float = 0.0
-        if positions is not None and positions.relative is not None:
-            distances = self._by_head(attention.position(positions.relative)[None])
-            content = query + attention.content_bias[:, None]
-            scores = (query + attention.position_bias[:, None]) @ distances.transpose(2, 3)
+        if positions is not None and (positions.relative is not None or positions.clipped is not None):
+            distances, content_bias, position_bias = attention.relative_positions(positions, query.dtype)
+            content = (query.transpose(1, 2) + content_bias).transpose(1, 2)
+            scores = (query.transpose(1, 2) + position_bias).transpose(1, 2) @ distances.transpose(1, 2)
             # Row q wants the columns T - 1 - q, …: seen as one long line, each row begins one column earlier.
             frames = x.size(1)
             line = scores.flatten(2)[:, :, frames - 1 : -1]
             bias = line.reshape(x.size(0), attention.heads, frames, 2 * frames - 1)[..., :frames]
         scores = (content @ key.transpose(2, 3) + bias) * query.size(3) ** -0.5
-        scores = scores.masked_fill(~frame_mask[:, None, None], float("-inf"))
+        scores = scores.masked_fill(~self._seen(frame_mask), float("-inf"))
         y: Tensor = attention.output((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return y
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        """Return (N, T, C) as (N, H, T, D)."""
-        return x.reshape(x.size(0), x.size(1), self.attention.heads, -1).transpose(1, 2)
+    def _seen(self, frame_mask: Tensor) -> Tensor:
+        """Return which frames each frame attends to, bool (N, 1, T or 1, T), of the valid frames (N, T)."""
+        block = self.attention.block
+        if not block:
+            return frame_mask[:, None, None]
+        places = torch.arange(frame_mask.size(1), device=frame_mask.device)
+        number = torch.div(places, block, rounding_mode="floor")
+        # A block that is padding as a whole needs a frame to attend to all the same.
+        some = frame_mask | (places == number * block)
+        return (number[:, None] == number) & some[:, None, None]
 
 
 class _Positions(nn.Module):
@@ -201,10 +214,12 @@ def refusal(model: Portable) -> str | None:
 def runtime(model: Portable) -> Runtime:
     """Return the model in operations that every runtime has, in evaluation mode."""
     encoder = Encoder(replace(model.encoder, padding="exact"))
+    # The exporter would cut distances off where its example ends.
+    encoder.config = replace(encoder.config, attention_block=0, position_reach=encoder.config.reach)
     encoder.load_state_dict({k.removeprefix(ENCODER): v for k, v in model.weights.items() if k.startswith(ENCODER)})
     head = None
     if model.units is not None:
-        head = CTCHead(CTCHeadConfig(), encoder.dim, model.units)
+        head = CTCHead(model.ctc, encoder.dim, model.units)
         head.load_state_dict({k.removeprefix(CTC): v for k, v in model.weights.items() if k.startswith(CTC)})
     return Runtime(encoder, head).eval()
 

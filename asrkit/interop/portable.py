@@ -21,6 +21,7 @@ from asrkit.heads.ctc import CTCHeadConfig
 from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
 from asrkit.methods.finetune import FinetuneConfig
 from asrkit.methods.pretrain import PretrainConfig
+from asrkit.methods.supervised import Supervised
 from asrkit.nn.config import EncoderConfig
 from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints
@@ -49,6 +50,17 @@ class Portable:
     """A word for it."""
     notes: tuple[str, ...] = field(default=())
     """What was left out or assumed, for the user to read."""
+    ctc: CTCHeadConfig = field(default_factory=CTCHeadConfig)
+    """Where the CTC head reads; what else it says means nothing."""
+
+
+def peculiarity(model: Portable) -> str | None:
+    """Return what a model has that no other toolkit's wav2vec 2.0 has, or None."""
+    if model.encoder.attention_block:
+        return "its frames attend within blocks (encoder.attention_block), which no wav2vec 2.0 elsewhere can"
+    if model.ctc.intermediate:
+        return "its CTC head takes part between blocks (ctc.intermediate), which no wav2vec 2.0 elsewhere allows"
+    return None
 
 
 def write_experiment(model: Portable, folder: Path, source: str) -> Method:
@@ -90,13 +102,16 @@ def read_experiment(folder: Path, which: str = "best") -> Portable:
     units = experiment.units if any(name.startswith(CTC) for name in weights) else None
     head = None
     if units is None and not (update == 0 and SSL in _fresh(folder)):
-        head = getattr(getattr(method, "ssl", None), "config", None)
+        own = getattr(getattr(method, "ssl", None), "config", None)
+        # No other toolkit here has another head that learns from speech alone.
+        head = own if isinstance(own, Wav2Vec2HeadConfig) else None
     kept = [ENCODER] + ([CTC] if units is not None else [SSL] if head is not None else [])
     return Portable(
         encoder=experiment.config.encoder,
         weights={name: tensor for name, tensor in weights.items() if name.startswith(tuple(kept))},
         units=units,
         head=head,
+        ctc=method.ctc.config if isinstance(method, Supervised) else CTCHeadConfig(),
         name=re.sub(r"\W+", "_", experiment.folder.resolve().name).strip("_").lower() or "model",
     )
 
@@ -112,7 +127,7 @@ def _fresh(folder: Path) -> list[str]:
 def _config(model: Portable, folder: Path) -> ExperimentConfig:
     common: dict[str, Any] = {"exp_dir": str(folder), "encoder": model.encoder, "data": DataConfig()}
     if model.units is not None:
-        options = FinetuneConfig(ctc=CTCHeadConfig())
+        options = FinetuneConfig(ctc=model.ctc)
         return schema("finetune")(method="finetune", finetune=options, **common)  # type: ignore[call-arg]
     options_of_head = PretrainConfig(wav2vec2=model.head or Wav2Vec2HeadConfig())
     return schema("pretrain")(method="pretrain", pretrain=options_of_head, **common)  # type: ignore[call-arg]

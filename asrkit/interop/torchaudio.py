@@ -13,7 +13,7 @@ from torch import Tensor
 from asrkit.errors import AsrkitError, nearest
 from asrkit.files import atomic_path, write_text
 from asrkit.interop.packages import downloading
-from asrkit.interop.portable import CTC, ENCODER, Portable
+from asrkit.interop.portable import CTC, ENCODER, Portable, peculiarity
 from asrkit.interop.tables import Names, encoder_rows, give, module, prefixed, take
 from asrkit.interop.vocabulary import read_json
 from asrkit.nn.config import EncoderConfig
@@ -178,6 +178,9 @@ if __name__ == "__main__":
 
 def refusal(model: Portable) -> str | None:
     """Return why torchaudio has no such model, or None."""
+    reason = peculiarity(model)
+    if reason is not None:
+        return reason
     shape = model.encoder
     if shape.frontend != "waveform":
         return "torchaudio's wav2vec 2.0 begins with convolutions over the wave, not with a log-mel frontend"

@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from asrkit.heads.head import SelfSupervisedHead
+
 
 class CollapseWatch:
-    """Counts rows of the log in which the quantiser uses next to no codes."""
+    """Counts rows of the log in which there are next to no codes."""
 
-    def __init__(self, floor: float, patience: int, codebooks: int, mend: str) -> None:
+    def __init__(self, floor: float, patience: int, head: SelfSupervisedHead, section: str, rate: str) -> None:
         """Begin to watch.
 
         Args:
             floor: a code perplexity per codebook at or below this counts as collapsed; 0 never does.
             patience: rows in a row before it is said.
-            codebooks: over which the figure is a sum.
-            mend: what to do about it.
+            head: whose codes they are.
+            section: the key of its section.
+            rate: the key of the learning rate.
         """
         self.floor = floor
         self.patience = patience
-        self.codebooks = codebooks
-        self.mend = mend
+        self.codebooks = head.codebooks
+        self.reason = head.advice.reason
+        self.mend = head.advice.mend.format(section=section, rate=rate)
         self.rows = 0
 
     def message(self, metrics: Mapping[str, float]) -> str | None:
@@ -31,6 +35,6 @@ class CollapseWatch:
         if self.rows < self.patience:
             return None
         return (
-            f"the code perplexity has been as low as {perplexity:.2f} for {self.rows} rows of the log: the quantiser has "
-            f"collapsed onto a few codes and the contrastive task has become trivial or impossible; {self.mend}"
+            f"the code perplexity has been as low as {perplexity:.2f} for {self.rows} rows of the log: {self.reason}; "
+            f"{self.mend}"
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from asrkit.core.clock import Clock
 from asrkit.data.batch import Batch
@@ -28,6 +28,9 @@ def encode(
     clock: Clock | None = None,
     frontend_gradient_scale: float = 1.0,
     spec_mask: SpecMask | None = None,
+    *,
+    after_layer: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+    keep_layers: bool = False,
 ) -> Encoded:
     """Run the encoder on a batch; in training, the clock fixes which layers LayerDrop leaves out."""
     encoded: Encoded = encoder(
@@ -38,6 +41,8 @@ def encode(
         drops=layer_drops(encoder, clock) if clock is not None and encoder.training else None,
         frontend_gradient_scale=frontend_gradient_scale,
         spec_mask=spec_mask,
+        after_layer=after_layer,
+        keep_layers=keep_layers,
     )
     return encoded
 

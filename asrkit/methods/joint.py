@@ -115,12 +115,13 @@ class JointMethod(Supervised):
         super().__init__(section, encoder, units, config.ctc)
         check_spec_augment(config.spec_augment, f"{section}.spec_augment", encoder)
         self.joint_config = config
-        self.ssl = self_supervised_head(config.ssl, encoder)
+        self.ssl = self_supervised_head(config.ssl.name, config.ssl, encoder)
         self.collapse = CollapseWatch(
             config.min_code_perplexity,
             config.collapse_patience,
-            self.ssl.codebooks,
-            f"lower the learning rates in {section}, lengthen their warm-up, or use larger batches",
+            self.ssl,
+            f"{section}.ssl.{config.ssl.name}",
+            f"{section}.joint.schedule.learning_rate",
         )
         self.updates_per_epoch: Mapping[str, int] = {}
         self._apart = False
@@ -237,7 +238,7 @@ class JointMethod(Supervised):
         return {**super().validate(batch, clock), **terms, **losses.metrics}
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
-        """See `Method.health`: stop when the quantiser uses next to no codes for a long time."""
+        """See `Method.health`: stop when there are next to no codes for a long time."""
         return self.collapse.message(metrics)
 
     def extra_state(self) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""`pretrain`: self-supervised pre-training on unlabelled speech (Baevski et al. 2020, arXiv 2006.11477)."""
+"""`pretrain`: self-supervised pre-training on unlabelled speech, by the loss of a head.
+
+The defaults are those of wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from asrkit.core.step import Accumulate
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.heads.wav2vec2 import Wav2Vec2Draws, Wav2Vec2Head, Wav2Vec2HeadConfig
+from asrkit.heads.best_rq import BestRQHeadConfig
+from asrkit.heads.head import MaskedDraws
+from asrkit.heads.registry import choose_head, self_supervised_head
+from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
 from asrkit.methods.collapse import CollapseWatch
 from asrkit.methods.common import encode, encoder_frames, parameter_groups
 from asrkit.nn.encoder import Encoder
@@ -30,7 +36,7 @@ def _schedule() -> ScheduleConfig:
 
 @dataclass
 class PretrainConfig:
-    """wav2vec 2.0 pre-training; the defaults are fairseq's wav2vec2_base_librispeech."""
+    """Pre-training; the defaults are fairseq's wav2vec2_base_librispeech."""
 
     updates: int = 400_000
     """Length of the run."""
@@ -38,14 +44,19 @@ class PretrainConfig:
     """Learning rate over the run."""
     frontend_gradient_scale: float = 0.1
     """What gradients into the feature extractor are multiplied with."""
-    wav2vec2: Wav2Vec2HeadConfig = field(default_factory=Wav2Vec2HeadConfig)
-    """Quantiser, contrastive loss, masks."""
+    head: str = "wav2vec2"
+    """The loss: wav2vec2 or best_rq; only the section of that name may have settings."""
+    wav2vec2: Wav2Vec2HeadConfig | None = None
+    """wav2vec 2.0: quantiser, contrastive loss, masks."""
+    best_rq: BestRQHeadConfig | None = None
+    """BEST-RQ: random codebooks, masks."""
     min_code_perplexity: float = 1.5
     """A run whose code perplexity per codebook stays at or below this is stopped as collapsed; 0 never stops."""
     collapse_patience: int = 20
     """Rows of the log in a row below the floor before the run is stopped."""
 
     def __post_init__(self) -> None:
+        choose_head(self, "pretrain.head", self.head)
         if self.updates < 1:
             raise AsrkitError(f"pretrain.updates is {self.updates}", mend="1 or more")
         if self.collapse_patience < 1 or self.min_code_perplexity < 0:
@@ -55,19 +66,18 @@ class PretrainConfig:
 class Pretrain(Method):
     """One phase, one stream: L_unsup on unlabelled speech."""
 
-    selection = ("contrastive", "min")
-
     def __init__(self, config: PretrainConfig, encoder: Encoder, units: Units | None = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.ssl = Wav2Vec2Head(config.wav2vec2, encoder.dim, encoder.feature_dim)
+        self.ssl = self_supervised_head(config.head, config, encoder)
+        self.selection = (self.ssl.objective, "min")
         self.collapse = CollapseWatch(
             config.min_code_perplexity,
             config.collapse_patience,
-            self.ssl.codebooks,
-            "lower pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use "
-            "larger batches",
+            self.ssl,
+            f"pretrain.{config.head}",
+            "pretrain.schedule.learning_rate",
         )
 
     def groups(self) -> Mapping[str, list[nn.Parameter]]:
@@ -85,11 +95,11 @@ class Pretrain(Method):
         return self.ssl.terms
 
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
-        """See `Method.prepare`: masks and negatives."""
+        """See `Method.prepare`: masks, and what else the head draws."""
         draws = self.ssl.draw(batch, encoder_frames(self.encoder, batch), clock)
         return Prepared(draws, self.ssl.counts(batch, draws))
 
-    def losses(self, stream: str, batch: Batch, draws: Wav2Vec2Draws, clock: Clock) -> Losses:
+    def losses(self, stream: str, batch: Batch, draws: MaskedDraws, clock: Clock) -> Losses:
         """See `Method.losses`."""
         encoded = encode(self.encoder, batch, draws.mask, clock, self.config.frontend_gradient_scale)
         return self.ssl.loss(encoded, batch, draws, clock)
@@ -100,12 +110,12 @@ class Pretrain(Method):
         prepared = self.prepare("unlabelled", batch, fixed)
         losses = self.losses("unlabelled", batch, prepared.draws, fixed)
         terms = {name: Ratio(term.sum, prepared.counts[name]) for name, term in losses.terms.items()}
-        # The terms of this head share one count.
+        # The terms of a head share one count.
         loss = sum(term.weight * term.sum for term in losses.terms.values())
         return {"loss": Ratio(loss, next(iter(prepared.counts.values()))), **terms, **losses.metrics}
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
-        """See `Method.health`: stop when the quantiser uses next to no codes for a long time."""
+        """See `Method.health`: stop when there are next to no codes for a long time."""
         return self.collapse.message(metrics)
 
     def extra_state(self) -> dict[str, int]:

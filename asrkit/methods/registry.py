@@ -43,7 +43,10 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "pretrain": Entry(
-        PretrainConfig, Pretrain, ("unlabelled",), "wav2vec 2.0's contrastive pre-training on unlabelled speech"
+        PretrainConfig,
+        Pretrain,
+        ("unlabelled",),
+        "self-supervised pre-training on unlabelled speech, by wav2vec 2.0's loss or BEST-RQ's",
     ),
     "finetune": Entry(
         FinetuneConfig, Finetune, ("labelled",), "CTC on labelled speech, from a pre-trained encoder or from scratch"

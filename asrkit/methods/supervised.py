@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,9 +18,9 @@ from asrkit.core.method import Method
 from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
-from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig
+from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig, check_depth
 from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
-from asrkit.nn.encoder import Encoder
+from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
 from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
 from asrkit.text.units import Units
@@ -54,11 +55,12 @@ class Supervised(Method):
             ctc: the head's settings.
 
         Raises:
-            AsrkitError: if there are no units.
+            AsrkitError: if there are no units, or no blocks where the head is to read.
         """
         super().__init__()
         if units is None:
             raise AsrkitError(f"{name} needs units")
+        check_depth(ctc, f"{name}.ctc", encoder)
         self.units = units
         self.letter_rate = "per" if units.kind == "phone" else "cer"
         # Phones are not words: without a search through the lexicon there is no word error rate.
@@ -81,18 +83,19 @@ class Supervised(Method):
     def supervised_losses(
         self, batch: Batch, draws: SupervisedDraws, clock: Clock, *, head_only: bool, frontend_gradient_scale: float
     ) -> Losses:
-        """Run a supervised pass; with ``head_only`` nothing but the head gets a gradient."""
+        """Run a supervised pass; with ``head_only`` nothing gets a gradient but the head where it writes."""
+        run = partial(encode, self.encoder, batch, draws.mask, clock, frontend_gradient_scale, draws.spec_mask)
         with torch.no_grad() if head_only else nullcontext():
-            encoded = encode(self.encoder, batch, draws.mask, clock, frontend_gradient_scale, draws.spec_mask)
+            encoded = self.ctc.condition(self.encoder, run)
         return self.ctc.loss(encoded, batch, draws.head, clock)
 
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
-        """See `Method.validate`: CTC loss and error rates without masks."""
-        encoded = encode(self.encoder, batch)
+        """See `Method.validate`: CTC losses and error rates without masks; `loss` is that of the last block."""
+        encoded = self.encode(batch)
         draws = self.ctc.draw(batch, encoded.host_lengths, clock)
-        losses = self.ctc.loss(encoded, batch, draws, clock)
-        loss = Ratio(losses.terms["ctc"].sum, self.ctc.counts(batch, draws)["ctc"])
-        return {"loss": loss, "ctc": loss, **self.error_rates(batch, self.ctc.hypotheses(encoded))}
+        losses, counts = self.ctc.loss(encoded, batch, draws, clock), self.ctc.counts(batch, draws)
+        terms = {name: Ratio(term.sum, counts[name]) for name, term in losses.terms.items()}
+        return {"loss": terms["ctc"], **terms, **self.error_rates(batch, self.ctc.hypotheses(encoded))}
 
     def error_rates(self, batch: Batch, hypotheses: Sequence[Sequence[int]]) -> dict[str, Ratio]:
         """Return `wer` and `cer` of unit sequences against the batch's transcripts; for phones `per`, their error rate."""
@@ -115,13 +118,17 @@ class Supervised(Method):
         value = super().rank(figures)
         return value if value < 1 else 1 + figures[self.letter_rate]
 
+    def encode(self, batch: Batch, *, keep_layers: bool = False) -> Encoded:
+        """See `Method.encode`."""
+        return self.ctc.condition(self.encoder, partial(encode, self.encoder, batch, keep_layers=keep_layers))
+
     def hypotheses(self, batch: Batch) -> list[list[int]]:
         """See `Method.hypotheses`."""
-        return self.ctc.hypotheses(encode(self.encoder, batch))
+        return self.ctc.hypotheses(self.encode(batch))
 
     def log_probs(self, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
         """See `Method.log_probs`."""
-        encoded = encode(self.encoder, batch)
+        encoded = self.encode(batch)
         return self.ctc.log_probs(encoded), tuple(encoded.host_lengths)
 
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from asrkit.data.batch import Batch
 from asrkit.data.config import DataConfig
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.heads.head import Pass
 from asrkit.methods.common import encode, encoder_frames, layer_drops
 from asrkit.methods.pseudo_labels import (
     LabelCache,
@@ -113,6 +115,11 @@ def check_streams(config: Wav2VecSConfig, data: DataConfig) -> None:
         )
 
 
+def _pseudo(term: str) -> str:
+    """Return the name of a term of the CTC head where it learns from pseudo-labels."""
+    return f"pseudo_{term}"
+
+
 @dataclass(frozen=True)
 class Draws:
     """A micro-batch as the student gets it."""
@@ -163,7 +170,7 @@ class Wav2VecS(Supervised):
 
     def terms(self, stream: str) -> Sequence[str]:
         """See `Method.terms`."""
-        return ("ctc",) if stream == "labelled" else ("pseudo_ctc",)
+        return self.ctc.terms if stream == "labelled" else tuple(map(_pseudo, self.ctc.terms))
 
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
         """See `Method.prepare`: masks, and for unlabelled speech its labels."""
@@ -178,19 +185,22 @@ class Wav2VecS(Supervised):
 
     def losses(self, stream: str, batch: Batch, draws: Draws, clock: Clock) -> Losses:
         """See `Method.losses`."""
-        (term,) = self.terms(stream)
         if draws.batch is None or draws.masks is None:
-            return Losses({term: Term(torch.zeros((), device=self.device))}, draws.figures)
+            nothing = Term(torch.zeros((), device=self.device))
+            return Losses(dict.fromkeys(self.terms(stream), nothing), draws.figures)
+        run: Pass
+        if draws.extracted is not None:
+            drops = layer_drops(self.encoder, clock) if self.encoder.training else None
+            run = partial(self.encoder.contextualise, draws.extracted, draws.masks.mask, drops=drops)
+        else:
+            scale = 0.0 if self.config.freeze_frontend else 1.0
+            run = partial(encode, self.encoder, draws.batch, draws.masks.mask, clock, scale, draws.masks.spec_mask)
         with torch.no_grad() if clock.phase == HEAD_ONLY else nullcontext():
-            if draws.extracted is not None:
-                drops = layer_drops(self.encoder, clock) if self.encoder.training else None
-                encoded = self.encoder.contextualise(draws.extracted, draws.masks.mask, drops=drops)
-            else:
-                scale = 0.0 if self.config.freeze_frontend else 1.0
-                encoded = encode(self.encoder, draws.batch, draws.masks.mask, clock, scale, draws.masks.spec_mask)
+            encoded = self.ctc.condition(self.encoder, run)
         losses = self.ctc.loss(encoded, draws.batch, draws.masks.head, clock)
         metrics = losses.metrics if stream == "labelled" else {}
-        return Losses({term: Term(losses.terms["ctc"].sum, draws.weight)}, {**metrics, **draws.figures})
+        weighed = (Term(term.sum, term.weight * draws.weight) for term in losses.terms.values())
+        return Losses(dict(zip(self.terms(stream), weighed, strict=True)), {**metrics, **draws.figures})
 
     @property
     def shares_frontend(self) -> bool:
@@ -218,12 +228,15 @@ class Wav2VecS(Supervised):
         self, batch: Batch, labels: Sequence[PseudoLabel], kept: Prepared | None, clock: Clock
     ) -> dict[str, torch.Tensor]:
         """Return what the loss is divided by: labelled speech has no part in it, nor this speech in labelled speech's."""
+        counts: Mapping[str, torch.Tensor]
         if self.config.pseudo.count == "all":
             whole = labelled_with(batch, labels)
-            count = self.ctc.counts(whole, self.ctc.draw(whole, encoder_frames(self.encoder, whole), clock))["ctc"]
+            counts = self.ctc.counts(whole, self.ctc.draw(whole, encoder_frames(self.encoder, whole), clock))
+        elif kept is not None:
+            counts = kept.counts
         else:
-            count = kept.counts["ctc"] if kept is not None else torch.zeros((), device=batch.waves.device)
-        return {"pseudo_ctc": count}
+            counts = dict.fromkeys(self.ctc.terms, torch.zeros((), device=batch.waves.device))
+        return {_pseudo(name): count for name, count in counts.items()}
 
     def _label(self, batch: Batch, clock: Clock) -> tuple[list[PseudoLabel], Extracted | None]:
         """Return each utterance's label, from the cache or from the teacher, and the frontend's output if it is shared."""
@@ -262,7 +275,7 @@ class Wav2VecS(Supervised):
         """Return what the teacher hears, unmasked and in evaluation mode."""
         encoder, head = self._teacher
         with torch.no_grad(), evaluating(encoder, head):
-            encoded = encoder.contextualise(extracted)
+            encoded = head.condition(encoder, partial(encoder.contextualise, extracted))
             return read_off(head.log_probs(encoded), encoded.lengths, head.blank)
 
     def _figures(self, batch: Batch, labels: Sequence[PseudoLabel], rows: Sequence[int]) -> dict[str, Ratio]:

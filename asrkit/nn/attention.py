@@ -1,11 +1,15 @@
-"""Multi-head self-attention, without positions or with rotary or relative ones.
+"""Multi-head self-attention, without positions or with rotary or relative ones, over all frames or within blocks.
 
 Everything goes through scaled_dot_product_attention. Only relative positions need a bias of queries by keys; it is
 made for a tile of queries at a time and, in training, made again in the backward pass, so that memory grows with T ·
 tile.
 
-Sources: Vaswani et al. 2017, section 3.2; Dai et al. 2019 (Transformer-XL), section 3.3.
-Shapes: N batch, T frames, C channels, H heads, D = C / H, Q queries of a tile.
+Block attention cuts the frames into blocks that do not overlap, from the first frame on, and makes rows of a batch of them:
+time and memory grow with T · W. It is exactly attention over all frames under a mask that hides other blocks.
+
+Sources: Vaswani et al. 2017, section 3.2; Dai et al. 2019 (Transformer-XL), section 3.3; Shaw et al. 2018, section 3.2, for
+the keys alone; blocks: Saon et al. 2025 (Granite-speech, arXiv 2505.08699).
+Shapes: N batch, T frames, C channels, H heads, D = C / H, Q queries of a tile, W frames of a block, B blocks of a row.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asrkit.nn.config import EncoderConfig
 from asrkit.nn.positions import PositionState, rotate
 
 _TILE = 512
@@ -23,19 +28,24 @@ _TILE = 512
 class SelfAttention(nn.Module):
     """Self-attention over the valid frames of each row."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, positions: str = "none") -> None:
+    def __init__(
+        self, dim: int, heads: int, dropout: float, positions: str = "none", *, block: int = 0, reach: int = 0
+    ) -> None:
         """Make the layer.
 
         Args:
             dim: C.
             heads: H, which divides C.
             dropout: on attention weights.
-            positions: "relative" adds the parameters of relative positions, "rotary-input" turns the input of the
-                query and key projections by its place (as Hugging Face's Conformer does) rather than their output; any
-                other kind acts through the `PositionState` alone.
+            positions: "relative" and "shaw" add the parameters of relative positions, "rotary-input" turns the input
+                of the query and key projections by its place (as Hugging Face's Conformer does) rather than their
+                output; any other kind acts through the `PositionState` alone.
+            block: W; 0 attends to all frames.
+            reach: "shaw": the longest distance with a vector of its own.
         """
         super().__init__()
         self.heads, self.dropout, self.turns_input = heads, dropout, positions == "rotary-input"
+        self.block = block
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
         for linear in (self.qkv, self.output):
@@ -46,6 +56,10 @@ class SelfAttention(nn.Module):
             nn.init.normal_(self.position.weight, std=0.02)
             self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
             self.position_bias = nn.Parameter(torch.zeros(heads, dim // heads))
+        if positions == "shaw":
+            # One for each distance from -reach to reach, the same for all heads.
+            self.distances = nn.Parameter(torch.empty(2 * reach + 1, dim // heads))
+            nn.init.normal_(self.distances, std=0.02)
 
     def forward(self, x: Tensor, frame_mask: Tensor | None, positions: PositionState | None) -> Tensor:
         """Attend.
@@ -58,14 +72,21 @@ class SelfAttention(nn.Module):
         Returns:
             (N, T, C). Padded frames are never attended to; what stands at their own places has no meaning.
         """
-        query, key, value = self.project(x, None if positions is None else positions.rotary)
+        rows, frames = x.shape[:2]
+        parts = self.project(x, None if positions is None else positions.rotary)
+        cut = 0 < self.block < frames
+        if cut:
+            frame_mask = self._cut_mask(frame_mask, rows, frames, x.device)
+            parts = tuple(self._cut(part) for part in parts)
+        query, key, value = parts
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         mask = None if frame_mask is None else frame_mask[:, None, None, :]
-        if positions is not None and positions.relative is not None:
-            y = self._relative(query, key, value, mask, positions.relative)
+        if positions is not None and (positions.relative is not None or positions.clipped is not None):
+            y = self._relative(query, key, value, mask, positions)
         else:
             y = self._attend(query.transpose(1, 2), key, value, mask)
-        return self.output(y.transpose(1, 2).flatten(2))
+        y = y.transpose(1, 2).flatten(2)
+        return self.output(y.reshape(rows, -1, y.size(2))[:, :frames] if cut else y)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
         """Return queries, keys and values (N, T, H, D) of frames (N, T, C)."""
@@ -79,15 +100,41 @@ class SelfAttention(nn.Module):
         maps = zip(inputs, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         return tuple(F.linear(y, weight, bias).view(x.size(0), x.size(1), self.heads, -1) for y, weight, bias in maps)
 
+    def _cut(self, x: Tensor) -> Tensor:
+        """Return (N, T, H, D) as blocks (N · B, W, H, D), the last one of a row filled up with zeros."""
+        return F.pad(x, (0, 0, 0, 0, 0, -x.size(1) % self.block)).reshape(-1, self.block, *x.shape[2:])
+
+    def _cut_mask(self, frame_mask: Tensor | None, rows: int, frames: int, device: torch.device) -> Tensor | None:
+        """Return which frames of the blocks may be attended to, bool (N · B, W); None if all may."""
+        if frame_mask is None:
+            if frames % self.block == 0:
+                return None
+            frame_mask = torch.ones(rows, frames, dtype=torch.bool, device=device)
+        blocks = F.pad(frame_mask, (0, -frames % self.block)).reshape(-1, self.block)
+        # A block that is padding as a whole needs a frame to attend to all the same; any other's first one is valid.
+        return torch.cat([torch.ones_like(blocks[:, :1]), blocks[:, 1:]], dim=1)
+
+    def relative_positions(
+        self, positions: PositionState, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return a vector for each distance, (H, 2T, D), and what is added to queries against keys and against distances."""
+        if positions.clipped is not None:
+            return self.distances.to(dtype)[positions.clipped].expand(self.heads, -1, -1), 0.0, 0.0
+        assert positions.relative is not None
+        distances = self.position(positions.relative.to(dtype)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return distances, self.content_bias.to(dtype), self.position_bias.to(dtype)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
-    def _relative(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinusoids: Tensor) -> Tensor:
-        """Attend with relative positions: query (N, T, H, D), key and value (N, H, T, D), sinusoids (2T, C)."""
-        distances = self.position(sinusoids.to(query.dtype)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        content = (query + self.content_bias.to(query.dtype)).transpose(1, 2)
-        place = (query + self.position_bias.to(query.dtype)).transpose(1, 2)
+    def _relative(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, positions: PositionState
+    ) -> Tensor:
+        """Attend with relative positions: query (N, T, H, D), key and value (N, H, T, D)."""
+        distances, content_bias, position_bias = self.relative_positions(positions, query.dtype)
+        content = (query + content_bias).transpose(1, 2)
+        place = (query + position_bias).transpose(1, 2)
         frames = key.size(2)
         if frames <= _TILE:
             return self._tile(content, place, key, value, mask, distances)
@@ -114,3 +161,15 @@ class SelfAttention(nn.Module):
         if mask is not None:
             bias = bias.masked_fill(~mask, float("-inf"))
         return self._attend(content, key, value, bias.to(content.dtype))
+
+
+def attention_of(config: EncoderConfig) -> SelfAttention:
+    """Return the attention layer of an encoder's block."""
+    return SelfAttention(
+        config.dim,
+        config.heads,
+        config.attention_dropout,
+        config.positions,
+        block=config.attention_block,
+        reach=config.reach,
+    )

@@ -10,7 +10,7 @@ from asrkit.nn.waveform import WaveformConfig
 
 FRONTENDS = ("waveform", "logmel")
 BLOCKS = ("transformer", "conformer")
-POSITIONS = ("conv", "rotary", "rotary-input", "relative", "none")
+POSITIONS = ("conv", "rotary", "rotary-input", "relative", "shaw", "none")
 PADDINGS = ("exact", "foreign")
 CONV_NORMS = ("layer", "batch")
 OUTER_NORMS = ("none", "before", "after")
@@ -39,7 +39,11 @@ class EncoderConfig:
     pre_norm: bool = False
     """transformer: normalise before each sub-layer and once at the end (LARGE) rather than after each (BASE)."""
     positions: str = "conv"
-    """conv (wav2vec 2.0), rotary, rotary-input (turned before the projections), relative (Transformer-XL) or none."""
+    """conv (wav2vec 2.0), rotary, rotary-input (turned before the projections), relative (Transformer-XL), shaw or none."""
+    position_reach: int = 0
+    """positions=shaw: distances beyond as many frames share a vector; 0: as far as attention_block lets a frame look."""
+    attention_block: int = 0
+    """Frames attend within blocks of as many frames (Granite-speech: 200 of 20 ms), at linear cost; 0: to all frames."""
     conv_position_kernel: int = 128
     """positions=conv: frames that the convolution spans."""
     conv_position_groups: int = 16
@@ -85,6 +89,21 @@ class EncoderConfig:
         for key in (*sizes, "conv_position_kernel", "conv_position_groups", "conv_position_layers"):
             if getattr(self, key) < 1:
                 raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="1 or more")
+        for key in ("attention_block", "position_reach"):
+            if getattr(self, key) < 0:
+                raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="0 or more")
+        if self.positions == "shaw" and not self.reach:
+            raise AsrkitError(
+                "encoder.positions is shaw, but there is no longest distance", mend="set encoder.position_reach"
+            )
+        if self.attention_block and self.position_reach >= self.attention_block:
+            raise AsrkitError(
+                f"encoder.position_reach is {self.position_reach}, but in blocks of encoder.attention_block = "
+                f"{self.attention_block} no distance is beyond {self.attention_block - 1}",
+                mend="lower it, or leave it out",
+            )
+        if self.position_reach and self.positions != "shaw":
+            raise AsrkitError(f"encoder.position_reach is for encoder.positions: shaw, not {self.positions}")
         if self.layers < 0:
             raise AsrkitError(f"encoder.layers is {self.layers}", mend="0 or more")
         if self.dim % self.heads:
@@ -105,3 +124,10 @@ class EncoderConfig:
         for key in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise AsrkitError(f"encoder.{key} is {getattr(self, key)}", mend="in [0, 1)")
+
+    @property
+    def reach(self) -> int:
+        """The longest distance in frames that positions=shaw tells from longer ones; 0 for other positions."""
+        if self.positions != "shaw":
+            return 0
+        return self.position_reach or max(0, self.attention_block - 1)

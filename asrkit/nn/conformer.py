@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asrkit.nn.attention import SelfAttention
+from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
@@ -26,7 +26,7 @@ class ConformerBlock(nn.Module):
         self.dropout = config.dropout
         self.before = FeedForwardModule(config.dim, config.ffn_dim, config.activation_dropout)
         self.attention_norm = LayerNorm(config.dim)
-        self.attention = SelfAttention(config.dim, config.heads, config.attention_dropout, config.positions)
+        self.attention = attention_of(config)
         self.convolution = ConvolutionModule(config.dim, config.conv_kernel, config.conv_norm, config.conv_bias)
         # Other toolkits let the convolution see whatever stands in padded frames.
         self.masked = config.padding != "foreign"

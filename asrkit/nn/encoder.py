@@ -77,6 +77,8 @@ class Encoded:
     """bool (N, T), True where a frame is valid."""
     layers: tuple[Tensor, ...] | None = None
     """On request the blocks' input and each block's output, (N, T, C) each; padded frames have no meaning."""
+    intermediate: tuple[Tensor, ...] | None = None
+    """What a head has read between blocks (N, T, C), where it takes part in the pass; padded frames have no meaning."""
 
 
 class Encoder(nn.Module):
@@ -203,10 +205,17 @@ class Encoder(nn.Module):
         if not self.norm_is_last:
             x = self.norm(x)
         x = F.dropout(x, config.dropout, self.training)
-        shared = position_state(config.positions, x.size(1), config.dim, config.heads, x.device)
+        shared = position_state(
+            config.positions,
+            x.size(1),
+            config.dim,
+            config.heads,
+            x.device,
+            block=config.attention_block,
+            reach=config.reach,
+        )
         x, layers = self._run_blocks(x, self._attention_mask(extracted), shared, drops, after_layer or {}, keep_layers)
-        if self.norm_is_last:
-            x = self.norm(x)
+        x = self.output(x)
         if hidden is not None:
             x = x.masked_fill(hidden, 0.0)
         return Encoded(
@@ -218,6 +227,10 @@ class Encoder(nn.Module):
             frame_mask=extracted.frame_mask,
             layers=layers,
         )
+
+    def output(self, x: Tensor) -> Tensor:
+        """Return the output (N, T, C) of a block as it would be if the block were the last one."""
+        return self.norm(x) if self.norm_is_last else x
 
     def _run_blocks(
         self,

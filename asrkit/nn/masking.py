@@ -104,6 +104,11 @@ def pack(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return order, mask.gather(1, order)
 
 
+def take(frames: Tensor, places: Tensor) -> Tensor:
+    """Return the frames (N, M, C) of (N, T, C) at places (N, M)."""
+    return frames.gather(1, places[..., None].expand(-1, -1, frames.shape[2]))
+
+
 def _spans(keys: Tensor, lengths: Tensor, size: int, probability: float, length: int, minimum: int) -> Tensor:
     """Return the union of spans that start at distinct random places, bool (N, size), inside each row's length."""
     rounding = uniform(keys, 1, torch.float64)[:, 0]

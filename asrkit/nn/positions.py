@@ -1,8 +1,9 @@
 """Where a frame stands: convolutional, rotary and relative positions.
 
 Convolutional positions (wav2vec 2.0, section 2) are added once, before the blocks. Rotary (Su et al. 2021) and
-relative (Dai et al. 2019, Transformer-XL, section 3.3) positions act within every attention layer; what all layers
-share is computed once per forward pass and handed down as a `PositionState`.
+relative positions, by sinusoids (Dai et al. 2019, Transformer-XL, section 3.3) or by a learned vector for each distance up
+to a longest one (Shaw et al. 2018, section 3.2), act within every attention layer; what all layers share is computed once
+per forward pass and handed down as a `PositionState`.
 
 Shapes: N batch, T frames, C channels, D channels per head, K kernel.
 """
@@ -27,10 +28,14 @@ class PositionState:
     """Cosines and sines of the rotation angles, float32, each of shape (T, D / 2)."""
     relative: Tensor | None = None
     """Sinusoids of the distances query - key = T - 1, …, -T, float32 of shape (2T, C)."""
+    clipped: Tensor | None = None
+    """Which learned vector belongs to the distance query - key = T - 1, …, -T, int64 of shape (2T,)."""
 
 
-def position_state(kind: str, frames: int, dim: int, heads: int, device: torch.device) -> PositionState | None:
-    """Return what attention needs for positions of a kind ("rotary", "rotary-input", "relative"; None for the others).
+def position_state(
+    kind: str, frames: int, dim: int, heads: int, device: torch.device, block: int = 0, reach: int = 0
+) -> PositionState | None:
+    """Return what attention needs for positions of a kind; None for those that need nothing ("conv", "none").
 
     Args:
         kind: a value of `EncoderConfig.positions`.
@@ -38,16 +43,22 @@ def position_state(kind: str, frames: int, dim: int, heads: int, device: torch.d
         dim: C.
         heads: attention heads; D = C / heads.
         device: where the tensors are wanted.
+        block: frames of a block of attention, beyond which no distances are asked for; 0: all are.
+        reach: "shaw": the longest distance that is told from longer ones.
     """
     if kind in ("rotary", "rotary-input"):
         places = torch.arange(frames, device=device, dtype=torch.float32)
         angles = places[:, None] * _rates(dim // heads, device)
         return PositionState(rotary=(angles.cos(), angles.sin()))
-    if kind == "relative":
-        distances = torch.arange(frames - 1, -frames - 1, -1, device=device, dtype=torch.float32)
-        angles = distances[:, None] * _rates(dim, device)
-        return PositionState(relative=torch.cat([angles.sin(), angles.cos()], dim=-1))
-    return None
+    if kind not in ("relative", "shaw"):
+        return None
+    # Not by min(): an exporter would hold to what it returns for its example.
+    span = block if block and frames > block else frames
+    distances = torch.arange(span - 1, -span - 1, -1, device=device)
+    if kind == "shaw":
+        return PositionState(clipped=distances.clamp(-reach, reach) + reach)
+    angles = distances.float()[:, None] * _rates(dim, device)
+    return PositionState(relative=torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
 def _rates(dim: int, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asrkit.nn.attention import SelfAttention
+from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
@@ -38,7 +38,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pre_norm, self.dropout = config.pre_norm, config.dropout
-        self.attention = SelfAttention(config.dim, config.heads, config.attention_dropout, config.positions)
+        self.attention = attention_of(config)
         self.attention_norm = LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.ffn_dim, config.activation_dropout)
         self.feed_forward_norm = LayerNorm(config.dim)

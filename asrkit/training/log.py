@@ -215,6 +215,7 @@ SHOWN = {
     "loss": "loss {}",
     "ctc": "ctc {}",
     "contrastive": "contrastive {}",
+    "cross_entropy": "cross-entropy {}",
     "accuracy": "accuracy {}",
     "code_perplexity": "codes {}",
     "grad_norm": "gradient {}",

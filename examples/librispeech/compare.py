@@ -36,7 +36,7 @@ class Runner:
     def everything(self) -> None:
         """Search, then run all seeds."""
         chosen = [name for name in self.recipes if self.options.only in name]
-        self._prepare(pretrain=any("--init" not in self.recipes[name].arguments for name in chosen))
+        self._prepare(chosen)
         owners = dict.fromkeys(self.recipes[name].settings_of or name for name in chosen)
         self._all([run for name in owners for run in self._searched(name)], self.study.subsets[:1], "search")
         for name in owners:
@@ -46,10 +46,24 @@ class Runner:
         runs.sort(key=lambda run: run.seed)
         self._all(runs, self.study.subsets, "runs")
 
-    def _prepare(self, *, pretrain: bool) -> None:
-        """Prepare the data and pre-train once for all recipes that start from it."""
+    def _prepare(self, names: Sequence[str]) -> None:
+        """Prepare the data, and pre-train once for all recipes that start from it, and for each that has its own."""
+        starting = [self.recipes[name] for name in names if "--init" not in self.recipes[name].arguments]
+        pretrain = any(not recipe.pretraining for recipe in starting)
         shared = ["--stop-stage", "2" if pretrain else "1", "--exp-dir", str(self.options.exp_dir / "shared")]
         self._call([*self.study.arguments, *shared, "--", *self.study.pretraining], "shared")
+        own = [name for name in names if self.recipes[name].pretraining]
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            list(pool.map(self._pretrain, own))
+
+    def _pretrain(self, name: str) -> None:
+        only = ["--stage", "2", "--stop-stage", "2", "--exp-dir", str(self._start(name).parent)]
+        overrides = [*self.study.pretraining, *self.recipes[name].pretraining]
+        self._call([*self.study.arguments, *only, "--", *overrides], f"{slug(name)}, pre-training")
+
+    def _start(self, name: str) -> Path:
+        """Return the pre-trained model that a recipe starts from."""
+        return self.options.exp_dir / (slug(name) if self.recipes[name].pretraining else "shared") / "pretrain"
 
     def _run(self, name: str, point: int, seed: int) -> Run:
         recipe = self.recipes[name]
@@ -57,7 +71,7 @@ class Runner:
         overrides = (*points(self.study, stage)[point], *recipe.overrides)
         arguments = list(recipe.arguments)
         if "--init" not in arguments:
-            arguments += ["--init", str(self.options.exp_dir / "shared" / "pretrain")]
+            arguments += ["--init", str(self._start(name))]
         return Run(name, point, seed, tuple(arguments), overrides)
 
     def _searched(self, name: str) -> list[Run]:

@@ -7,6 +7,7 @@
 #   run.sh --corpus librispeech --init exp/other/pretrain --subset 1h        starts from a model there is already
 #   run.sh --corpus mini --method wav2vec_s --source 9h --subset 10min       wav2vec-S between pre-training and fine-tuning
 #   run.sh --corpus mini --stage 5                                           decoding and scoring again
+#   run.sh --corpus mini -- pretrain.head=best_rq pretrain.wav2vec2=null      BEST-RQ in the place of wav2vec 2.0
 #   run.sh --corpus mini -- pretrain.updates=800 data.batch_seconds=50       other settings
 #
 #   --stage N, --stop-stage M   first and last stage to run (0 and 6):
@@ -163,7 +164,7 @@ esac
 methods=()
 for file in "$conf"/*_"$size".yaml; do
     name=$(basename "$file" "_$size.yaml")
-    case $name in model | pretrain | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
+    case $name in model | pretrain | pretrain_* | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
 done
 one_of --method "$method" "${methods[@]}"
 # config_of NAME SUBSET prints the configuration of a stage: the subset's own where there is one.

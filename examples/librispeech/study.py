@@ -34,6 +34,8 @@ class Recipe:
     """KEY=VALUE for run.sh, in addition to those that the search chooses."""
     settings_of: str = ""
     """Another recipe whose choice this one takes over instead of searching: for ablations."""
+    pretraining: list[str] = field(default_factory=list)
+    """KEY=VALUE for a pre-training of this recipe's own, in addition to the study's; without any it starts from the shared one."""
 
 
 @dataclass
@@ -88,6 +90,8 @@ def load(name: str, home: Path) -> tuple[str, Study]:
     for key, recipe in recipes.items():
         if not recipe.seeds or not (recipe.stage or recipe.settings_of):
             raise AsrkitError(f"the recipe '{key}' needs seeds, and a stage or settings_of", where=path)
+        if recipe.pretraining and "--init" in recipe.arguments:
+            raise AsrkitError(f"the recipe '{key}' has a pre-training of its own and --init", where=path)
         if recipe.settings_of and (recipe.settings_of not in recipes or recipes[recipe.settings_of].settings_of):
             raise AsrkitError(f"the recipe '{key}' takes its settings of '{recipe.settings_of}'", where=path)
     if any(len(pair) != 2 or not set(pair) <= set(recipes) for pair in study.pairs):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from asrkit.core.clock import Clock
+from asrkit.core.term import Losses
 from asrkit.data.batch import Batch
+from asrkit.heads.best_rq import BestRQHead, BestRQHeadConfig
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.heads.wav2vec2 import Wav2Vec2Head, Wav2Vec2HeadConfig
 from asrkit.nn.config import EncoderConfig
@@ -42,6 +45,7 @@ KINDS = {
     "base": ENCODER,
     "large": replace(ENCODER, waveform=replace(ENCODER.waveform, norm="layer"), pre_norm=True),
     "conformer": replace(ENCODER, frontend="logmel", blocks="conformer", positions="relative"),
+    "blocks": replace(ENCODER, frontend="logmel", blocks="conformer", positions="shaw", attention_block=7),
 }
 
 
@@ -68,27 +72,47 @@ def wav2vec2_sum(encoder: Encoder, head: nn.Module, rows: slice) -> Tensor:
     return terms["contrastive"].sum + terms["feature_penalty"].sum
 
 
+def best_rq_sum(encoder: Encoder, head: nn.Module, rows: slice) -> Tensor:
+    assert isinstance(head, BestRQHead)
+    part = batch(rows)
+    draws = head.draw(part, [encoder.frames(count) for count in part.host_lengths], CLOCK)
+    encoded = encoder(part.waves, part.wave_lengths, part.host_lengths, mask=draws.mask)
+    return head.loss(encoded, part, draws, CLOCK).terms["cross_entropy"].sum
+
+
 def ctc_sum(encoder: Encoder, head: nn.Module, rows: slice) -> Tensor:
     assert isinstance(head, CTCHead)
     part = batch(rows)
     frames = [encoder.frames(count) for count in part.host_lengths]
     mask = draw_mask(MASK, part.keys, frames, encoder.dim, seed=CLOCK.seed, epoch=part.epoch)
-    encoded = encoder(part.waves, part.wave_lengths, part.host_lengths, mask=mask)
-    return head.loss(encoded, part, head.draw(part, frames, CLOCK), CLOCK).terms["ctc"].sum
+    run = partial(encoder, part.waves, part.wave_lengths, part.host_lengths, mask=mask)
+    losses: Losses = head.loss(head.condition(encoder, run), part, head.draw(part, frames, CLOCK), CLOCK)
+    return sum((term.weight * term.sum for term in losses.terms.values()), torch.zeros(()))
+
+
+def conditioned_ctc_sum(encoder: Encoder, head: nn.Module, rows: slice) -> Tensor:
+    return ctc_sum(encoder, head, rows)
+
+
+def make_head(objective: object, encoder: Encoder) -> nn.Module:
+    if objective is wav2vec2_sum:
+        settings = Wav2Vec2HeadConfig(mask=MASK, final_dim=8, entries=6, negatives=10, features_dropout=0.0)
+        return Wav2Vec2Head(settings, encoder.dim, encoder.feature_dim)
+    if objective is best_rq_sum:
+        return BestRQHead(BestRQHeadConfig(mask=MASK, codebooks=2, entries=30, code_dim=6, bins=20), encoder)
+    head = CTCHead(CTCHeadConfig(intermediate=[1] if objective is conditioned_ctc_sum else []), encoder.dim, UNITS)
+    if head.feed_back is not None:
+        nn.init.normal_(head.feed_back.weight)
+    return head
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("objective", [wav2vec2_sum, ctc_sum])
+@pytest.mark.parametrize("objective", [wav2vec2_sum, best_rq_sum, ctc_sum, conditioned_ctc_sum])
 def test_losses_and_gradients_add_up_over_batches_of_one(kind: str, objective: object) -> None:
     assert callable(objective)
     torch.manual_seed(0)
     encoder = Encoder(KINDS[kind])
-    settings = Wav2Vec2HeadConfig(mask=MASK, final_dim=8, entries=6, negatives=10, features_dropout=0.0)
-    head: nn.Module = (
-        Wav2Vec2Head(settings, encoder.dim, encoder.feature_dim)
-        if objective is wav2vec2_sum
-        else CTCHead(CTCHeadConfig(), encoder.dim, UNITS)
-    )
+    head = make_head(objective, encoder)
     parameters = [*encoder.parameters(), *head.parameters()]
     whole = objective(encoder, head, slice(None))
     parts = sum(objective(encoder, head, slice(n, n + 1)) for n in range(len(SAMPLES)))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from asrkit import cli
 from asrkit.core.method import Method
 from asrkit.data.batch import Batch
-from asrkit.methods.common import encode
 from asrkit.randomness import utterance_keys
 from asrkit.training.experiment import REGULARISATION, open_experiment
 
@@ -85,7 +84,7 @@ def method_of(folder: Path, padding: str = "exact") -> Method:
 def states(folder: Path, batch: Batch, padding: str = "exact") -> tuple[Tensor, tuple[int, ...]]:
     """Return what an experiment makes of a batch: logits (N, T, V) or states (N, T, C), and frames."""
     method = method_of(folder, padding)
-    encoded = encode(method.encoder, batch)
+    encoded = method.encode(batch)
     return (method.ctc.logits(encoded.states) if hasattr(method, "ctc") else encoded.states), encoded.host_lengths
 
 

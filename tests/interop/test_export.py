@@ -10,12 +10,12 @@ from typing import Any
 import foreign
 import pytest
 import torch
-from helpers import UNITS
+from helpers import UNITS, train, variant
 
 from asrkit.config import from_dict
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.interop import onnx
-from asrkit.interop.portable import Portable, write_experiment
+from asrkit.interop.portable import Portable, read_experiment, write_experiment
 from asrkit.interop.sources import FORMATS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
@@ -38,8 +38,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "large": {"waveform": LAYERED, "pre_norm": True, **POSITIONS},
     "data2vec": {"waveform": LAYERED, **POSITIONS, "conv_position_layers": 3, "conv_position_kernel": 5},
     "conformer": {**FOREIGN, "positions": "relative", "outer_norm": "after"},
+    "conformer-blocks": {**LOGMEL, "positions": "shaw", "attention_block": 7},
+    "transformer-blocks": {"waveform": {"layers": LAYERS}, **POSITIONS, "attention_block": 7},
+    "conditioned": {**LOGMEL, "positions": "rotary", "layers": 3},
+    "conditioned-large": {"waveform": LAYERED, "pre_norm": True, **POSITIONS},
     "conformer-turned": {**FOREIGN, "positions": "rotary-input"},
 }
+
+
+READS = {"conditioned": [1, 2], "conditioned-large": [1]}
+"""Where the CTC head takes part between blocks."""
 
 
 def make(shape: str, units: Units | None = UNITS) -> Portable:
@@ -47,9 +55,9 @@ def make(shape: str, units: Units | None = UNITS) -> Portable:
     torch.manual_seed(5)
     parts: dict[str, torch.nn.Module] = {"encoder": foreign.randomise(Encoder(config))}
     if units is not None:
-        parts["ctc"] = foreign.randomise(CTCHead(CTCHeadConfig(), config.dim, units))
+        parts["ctc"] = foreign.randomise(CTCHead(CTCHeadConfig(intermediate=READS.get(shape, [])), config.dim, units))
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-    return Portable(config, weights, units)
+    return Portable(config, weights, units, ctc=CTCHeadConfig(intermediate=READS.get(shape, [])))
 
 
 def write(shape: str, folder: Path, units: Units | None = UNITS) -> Path:
@@ -105,6 +113,14 @@ def test_a_wrong_onnx_file_is_not_kept(
     ("shape", "form", "reason", "able"),
     [
         ("logmel-conformer", "torchaudio", "not with a log-mel frontend", "onnx"),
+        *(
+            ("transformer-blocks", form, "attend within blocks", "onnx")
+            for form in ("huggingface", "fairseq2", "torchaudio")
+        ),
+        *(
+            ("conditioned-large", form, "takes part between", "onnx")
+            for form in ("huggingface", "fairseq2", "torchaudio")
+        ),
         ("logmel-conformer", "huggingface", "not with a log-mel frontend", "onnx"),
         ("logmel-conformer", "fairseq2", "convolutions over the wave", "onnx"),
         ("conformer", "torchaudio", "Transformer blocks", "huggingface or onnx"),
@@ -202,3 +218,18 @@ def as_json(path: Path) -> Mapping[str, Any]:
 def test_what_was_imported_is_written_down(tmp_path: Path) -> None:
     folder = write("base", tmp_path / "ours", units=None)
     assert as_json(folder / "import.json") == {"source": "test", "fresh": ["ssl."], "notes": []}
+
+
+def test_an_encoder_that_best_rq_trained_is_exported_without_its_head(speech: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    assert train(tmp_path / "exp", variant("pretrain, best_rq", speech)) == 0
+    model = read_experiment(tmp_path / "exp")
+    assert model.head is None
+    assert all(name.startswith("encoder.") for name in model.weights)
+    exported = foreign.run_export(tmp_path / "exp", "onnx", tmp_path / "exported")
+    batch = foreign.make_batch([9000, 16000])
+    states, frames = foreign.states(tmp_path / "exp", batch)
+    session = runtime.InferenceSession(exported / "model.onnx")
+    found, counts = session.run(None, {"waves": batch.waves.numpy(), "lengths": batch.wave_lengths.numpy()})
+    assert counts.tolist() == list(frames)
+    foreign.assert_valid_close(torch.from_numpy(found), states, frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -81,7 +82,8 @@ def level_gradients(
     for batch in batches:
         if stream == "labelled":
             ready = method.prepare(stream, batch, clock)
-            encoded = encode(method.encoder, batch, ready.draws.mask, clock, 1.0)
+            run = partial(encode, method.encoder, batch, ready.draws.mask, clock, 1.0)
+            encoded = method.ctc.condition(method.encoder, run)
             losses, count = method.ctc.loss(encoded, batch, ready.draws.head, clock), ready.counts
         else:
             draws = method.ssl.draw(batch, encoder_frames(method.encoder, batch), clock)

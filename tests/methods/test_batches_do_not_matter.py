@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLOCK, STILL, WAVEFORM, make_batch, make_method, merged
+from helpers import CLOCK, STILL, VARIANTS, WAVEFORM, make_batch, make_method, merged
 
 from asrkit.core.method import Method
 from asrkit.core.step import Accumulate, Totals
@@ -15,7 +15,12 @@ from asrkit.data.batch import Batch
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine
 
-STREAM = {"pretrain": "unlabelled", "finetune": "labelled"}
+STREAM = {
+    "pretrain": "unlabelled",
+    "finetune": "labelled",
+    "pretrain, best_rq": "unlabelled",
+    "finetune, conditioned": "labelled",
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "conformer": {"encoder": STILL},
     "wav2vec2": {"encoder": merged(WAVEFORM, STILL)},
@@ -27,10 +32,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {"spec_augment": {"bands": 2, "band_width": 4, "stretches": 2, "stretch_share": 0.2}},
     # The diversity term judges a whole batch by definition.
     "pretrain": {"wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}},
+    "pretrain, best_rq": {},
+    "finetune, conditioned": {},
 }
 
 
 def make(name: str, kind: str) -> Method:
+    if name in VARIANTS:
+        method, section = VARIANTS[name]
+        made = make_method(method, **merged(ENCODERS[kind], {"encoder": {"attention_block": 6}}), **{method: section})
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        return made
     # SpecAugment needs the Conformer's spectrogram.
     changes = METHODS[name] if name == "pretrain" or kind == "conformer" else {}
     return make_method(name, **ENCODERS[kind], **{name: changes})
@@ -53,7 +67,8 @@ def test_losses_and_gradients(name: str, kind: str) -> None:
     figures, gradients = learn(method, STREAM[name], [make_batch(SEEDS)])
     apart, others = learn(method, STREAM[name], [make_batch([seed]) for seed in SEEDS])
     pairs, again = learn(method, STREAM[name], [make_batch(SEEDS[:1]), make_batch(SEEDS[1:])])
-    for key in {"loss", "ctc", "contrastive", "feature_penalty", "accuracy", "mask_share", "infeasible"} & set(figures):
+    told = {"loss", "ctc", "contrastive", "feature_penalty", "accuracy", "mask_share", "infeasible"}
+    for key in (told | {"cross_entropy", "intermediate_ctc"}) & set(figures):
         assert apart[key] == pytest.approx(figures[key], rel=2e-5), key
         assert pairs[key] == pytest.approx(figures[key], rel=2e-5), key
     assert sorted(gradients) == sorted(others) == sorted(again)
@@ -77,13 +92,15 @@ def test_validation(name: str, kind: str) -> None:
 
     together, apart = figures([make_batch(SEEDS)]), figures([make_batch([seed]) for seed in SEEDS])
     assert method.selection[0] in together
-    for key in {"loss", "ctc", "wer", "cer", "contrastive", "accuracy"} & set(together):
+    told = {"loss", "ctc", "wer", "cer", "contrastive", "accuracy", "cross_entropy", "intermediate_ctc"}
+    for key in told & set(together):
         assert apart[key] == pytest.approx(together[key], rel=2e-5), key
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_text(kind: str) -> None:
-    method = make("finetune", kind).eval()
+@pytest.mark.parametrize("name", ["finetune", "finetune, conditioned"])
+def test_text(name: str, kind: str) -> None:
+    method = make(name, kind).eval()
     with torch.inference_mode():
         together = method.hypotheses(make_batch(SEEDS))
         apart = [method.hypotheses(make_batch([seed]))[0] for seed in SEEDS]
@@ -94,7 +111,7 @@ def test_text(kind: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_random_depends_on_seed_epoch_and_utterance(name: str) -> None:
-    method = make_method(name, encoder=STILL, **{name: METHODS[name]})
+    method = make(name, "conformer")
 
     @torch.no_grad()
     def loss(seed: int, epoch: int) -> float:

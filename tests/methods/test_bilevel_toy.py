@@ -62,6 +62,9 @@ class Upper(nn.Module):
         super().__init__()
         self.phi = nn.Parameter(torch.zeros(2).double())
 
+    def condition(self, encoder: Any, run: Any) -> Encoded:
+        return run(after_layer=None)
+
     def loss(self, encoded: Encoded, *_: Any) -> Losses:
         theta = encoded.states
         value = (B @ theta - self.phi).square().sum() + (theta - C_UPPER).square().sum() + self.phi.square().sum()

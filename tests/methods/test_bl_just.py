@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLOCK, STILL, make_batch, make_method
+from helpers import CLOCK, STILL, VARIANTS, make_batch, make_method
 from joint_updates import (
     ENGINE,
     at_gamma,
@@ -27,6 +27,14 @@ from asrkit.methods.joint import JOINT, JointMethod
 from asrkit.training.optimiser import Optimiser, OptimiserConfig
 
 STEPS = {"plain": Accumulate(), "measured": Diagnose(1)}
+HEADS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "wav2vec2": ({}, {"ssl.quantiser.project.weight"}),
+    "best_rq, conditioned": (
+        VARIANTS["bl_just, best_rq, conditioned"][1],
+        {"ssl.project.weight", "ctc.feed_back.weight"},
+    ),
+}
+"""What changes in the section, and parameters of the heads that must learn."""
 MICRO = {"labelled": [double_batch([1, 2]), double_batch([3])], "unlabelled": [double_batch([4]), double_batch([5, 6])]}
 
 
@@ -38,11 +46,15 @@ def theta(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in gradients.items() if is_theta(name)}
 
 
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("gamma", [0.0, 1e-3, 1.0, 2.5])
-def test_the_gradient_rule(gamma: float, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_rule(gamma: float, step: str, heads: str, monkeypatch: pytest.MonkeyPatch) -> None:
     everything_double(monkeypatch)
-    method = at_gamma(gamma)
+    section, own = HEADS[heads]
+    method = at_gamma(gamma, **section)
+    if method.ctc.feed_back is not None:
+        torch.nn.init.normal_(method.ctc.feed_back.weight)
     found, _ = joint_gradients(method, STEPS[step], MICRO)
     supervised = level_gradients(method, "labelled", MICRO["labelled"])
     unsupervised = level_gradients(method, "unlabelled", MICRO["unlabelled"])
@@ -52,7 +64,7 @@ def test_the_gradient_rule(gamma: float, step: str, monkeypatch: pytest.MonkeyPa
         if factor:
             wanted[name] = wanted[name] + factor * gradient if name in wanted else factor * gradient
     assert sorted(found) == sorted(wanted)
-    assert {"ssl.quantiser.project.weight", "ctc.project.weight", "encoder.mask_embedding"} <= set(found)
+    assert {*own, "ctc.project.weight", "encoder.mask_embedding"} <= set(found)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12 * norm(wanted), msg=name)
 

@@ -41,6 +41,9 @@ VARIANTS = {
     "transformer, relative": replace(BASE, positions="relative"),
     "conformer, rotary": replace(BASE, blocks="conformer", positions="rotary"),
     "conformer, relative": replace(BASE, blocks="conformer", positions="relative", conv_norm="batch"),
+    "conformer, blocks": replace(BASE, blocks="conformer", positions="shaw", attention_block=5),
+    "conformer, relative in blocks": replace(BASE, blocks="conformer", positions="relative", attention_block=4),
+    "transformer, blocks": replace(BASE, attention_block=6),
     "logmel conformer": replace(BASE, frontend="logmel", logmel=LogMelConfig(), blocks="conformer", positions="none"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import STILL, assert_same, checkpoint, merged, rows, settings, train, write_config
+from helpers import STILL, assert_same, checkpoint, merged, rows, settings, train, variant, write_config
 from test_resume import signal_at
 
 from asrkit.core.step import Accumulate
@@ -31,6 +31,9 @@ COMPARED = {
     "pseudo_confidence",
     "pseudo_cer",
     "contrastive",
+    "cross_entropy",
+    "intermediate_ctc",
+    "pseudo_intermediate_ctc",
     "gamma",
     "grad_cosine",
     "grad_norm_sup",
@@ -60,6 +63,7 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
         "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
         "bl_just": settings("bl_just", speech, encoder=LAYER_DROP, bl_just=joint, **exact),
+        "family": variant("bl_just, best_rq, conditioned", speech, encoder=LAYER_DROP, **exact),
         # An utterance per update: one of two ranks is without audio every time.
         "starved": settings(
             "finetune", speech, encoder=LAYER_DROP, data={"labelled": {"seconds_per_update": 0.2}}, **exact
@@ -110,7 +114,7 @@ def assert_close(one: Path, other: Path) -> None:
             assert row[key] == pytest.approx(same[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "bl_just"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "bl_just", "family"])
 def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10

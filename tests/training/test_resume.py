@@ -16,7 +16,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import assert_same, checkpoint, rows, settings, train
+from helpers import VARIANTS, assert_same, checkpoint, rows, settings, train, variant
 
 from asrkit.core.clock import Clock
 from asrkit.methods.finetune import Finetune
@@ -51,11 +51,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert_same(checkpoint(one, "best")["model"], checkpoint(other, "best")["model"])
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=[*METHODS, *VARIANTS])
 def whole(request: pytest.FixtureRequest, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A method, and an uninterrupted run of it that kept every update's checkpoint."""
     exp_dir = tmp_path_factory.mktemp("whole") / "exp"
-    assert train(exp_dir, settings(request.param, speech, training={"checkpoint_every": 1})) == 0
+    assert train(exp_dir, variant(request.param, speech, training={"checkpoint_every": 1})) == 0
     return request.param, exp_dir
 
 
@@ -67,11 +67,12 @@ def start_from(folder: Path, update: int, output: Path) -> None:
             path.unlink()
     (output / "checkpoints" / "last").write_text(f"step_{update}.pt\n")
     validated = [row["step"] for row in rows(output) if "dev/loss" in row and row["step"] <= update]
-    name = "dev/wer" if (output / "units").is_dir() else "dev/contrastive"
+    ends = ("dev/wer",) if (output / "units").is_dir() else ("dev/contrastive", "dev/cross_entropy")
     best: tuple[float, int] | None = None
     for row in rows(output):
-        if row["step"] in validated and name in row:
-            value = row[name] if name != "dev/wer" or row[name] < 1 else 1 + row["dev/cer"]
+        value = next((row[name] for name in ends if name in row), None)
+        if row["step"] in validated and value is not None:
+            value = value if "dev/cer" not in row or value < 1 else 1 + row["dev/cer"]
             if best is None or value <= best[0]:
                 best = (value, row["step"])
     (output / "checkpoints" / "best").unlink()
@@ -83,7 +84,7 @@ def start_from(folder: Path, update: int, output: Path) -> None:
 def test_from_any_checkpoint(whole: tuple[str, Path], speech: Path, tmp_path: Path, update: int) -> None:
     method, uninterrupted = whole
     start_from(uninterrupted, update, tmp_path / "exp")
-    assert train(tmp_path / "exp", settings(method, speech, training={"checkpoint_every": 1})) == 0
+    assert train(tmp_path / "exp", variant(method, speech, training={"checkpoint_every": 1})) == 0
     assert_same_run(tmp_path / "exp", uninterrupted)
 
 
@@ -179,7 +180,7 @@ def test_a_damaged_checkpoint_costs_no_more_than_its_updates(
     start_from(uninterrupted, 7, tmp_path / "exp")
     newest = tmp_path / "exp" / "checkpoints" / "step_7.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert train(tmp_path / "exp", settings(method, speech, training={"checkpoint_every": 1})) == 0
+    assert train(tmp_path / "exp", variant(method, speech, training={"checkpoint_every": 1})) == 0
     said = capsys.readouterr().out
     assert "step_7.pt: not a readable checkpoint" in said
     assert "trying the one before" in said
@@ -192,7 +193,7 @@ def test_a_lost_best_is_chosen_anew(whole: tuple[str, Path], speech: Path, tmp_p
     start_from(uninterrupted, 6, tmp_path / "exp")
     best = tmp_path / "exp" / "checkpoints" / "best"
     (tmp_path / "exp" / "checkpoints" / best.read_text().strip()).unlink()
-    assert train(tmp_path / "exp", settings(method, speech, training={"checkpoint_every": 1})) == 0
+    assert train(tmp_path / "exp", variant(method, speech, training={"checkpoint_every": 1})) == 0
     assert best.read_text() == "step_10.pt\n"
 
 
@@ -220,7 +221,7 @@ def test_a_finished_run_is_left_alone(
 
     before = files()
     capsys.readouterr()
-    assert train(tmp_path / "exp", settings(method, speech, training={"checkpoint_every": 1})) == 0
+    assert train(tmp_path / "exp", variant(method, speech, training={"checkpoint_every": 1})) == 0
     said = capsys.readouterr().out
     assert "complete at step 10, nothing to do" in said
     assert said.count("\n") == 1

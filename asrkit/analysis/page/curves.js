@@ -2,13 +2,16 @@
 
 const TITLES = {
   loss: 'Loss', ctc: 'CTC loss', ctc_per_label: 'CTC loss per label', contrastive: 'Contrastive loss',
+  cross_entropy: 'Cross-entropy of masked frames', intermediate_ctc: 'CTC loss between blocks',
   diversity: 'Diversity loss', feature_penalty: 'Feature penalty', wer: 'Word error rate', cer: 'Character error rate', per: 'Phone error rate',
-  accuracy: 'Accuracy', code_perplexity: 'Code perplexity', prob_perplexity: 'Probability perplexity', gamma: 'Penalty γ',
+  accuracy: 'Accuracy', code_perplexity: 'Code perplexity', code_share: 'Share of codes in use',
+  prob_perplexity: 'Probability perplexity', gamma: 'Penalty γ',
   grad_cosine: 'Cosine of ∇L_sup and ∇L_unsup on θ', grad_norm_sup: 'Norm of ∇L_sup on θ', grad_norm_unsup: 'Norm of ∇L_unsup on θ',
   learning_rate: 'Learning rate', grad_norm: 'Gradient norm', audio_seconds_per_second: 'Throughput (audio s per s)',
   data_wait_share: 'Share of time waiting for data', gumbel_temperature: 'Gumbel temperature',
   mask_share: 'Share of frames masked', infeasible: 'Share of infeasible transcripts',
-  pseudo_ctc: 'CTC loss on pseudo-labels', pseudo_kept: 'Pseudo-labels: share kept', pseudo_confidence: 'Pseudo-labels: confidence',
+  pseudo_ctc: 'CTC loss on pseudo-labels', pseudo_intermediate_ctc: 'CTC loss on pseudo-labels between blocks',
+  pseudo_kept: 'Pseudo-labels: share kept', pseudo_confidence: 'Pseudo-labels: confidence',
   pseudo_cer: 'Pseudo-labels: character error rate', pseudo_cer_kept: 'Pseudo-labels kept: character error rate',
   pseudo_per: 'Pseudo-labels: phone error rate', pseudo_per_kept: 'Pseudo-labels kept: phone error rate',
   pseudo_length_ratio: 'Pseudo-labels: length beside transcripts', pseudo_empty: 'Pseudo-labels: share empty',
@@ -16,7 +19,7 @@ const TITLES = {
   pseudo_units_per_second: 'Pseudo-labels: units per second', labelled_looping: 'Transcripts: share that loops',
   labelled_units_per_second: 'Transcripts: units per second',
 };
-const ORDER = ['wer', 'cer', 'per', 'loss', 'ctc', 'contrastive', 'accuracy', 'code_perplexity', 'gamma', 'grad_cosine',
+const ORDER = ['wer', 'cer', 'per', 'loss', 'ctc', 'contrastive', 'cross_entropy', 'accuracy', 'code_perplexity', 'gamma', 'grad_cosine',
   'grad_norm_sup', 'grad_norm_unsup', 'learning_rate', 'grad_norm', 'audio_seconds_per_second'];
 const DASHES = [null, '6 3', '2 3', '9 3 2 3', '12 4', '1 4'];
 const MOST_BORDERS = 40;
