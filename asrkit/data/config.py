@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asrkit.data.augment import NoiseConfig
-from asrkit.errors import AsrkitError
+from asrkit.data.sampling import ALL, SAMPLINGS
+from asrkit.errors import AsrkitError, nearest
 
 
 @dataclass
@@ -29,6 +30,12 @@ class StreamConfig:
     """Speeds of which every utterance gets one in each epoch, such as [0.9, 1.0, 1.1]; empty = as recorded."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """Noise to mix in."""
+    hours: float = 0.0
+    """Use so much speech at most, always the same utterances for as many hours, and the more with more; 0 = all."""
+    sampling: str = "all"
+    """An epoch is all utterances once (all), or draws with replacement, anew in every epoch (soft_random)."""
+    ratio: float = 1.0
+    """soft_random: draws per epoch, as a share of the utterances; a pass over the stream is as much shorter."""
     shuffle: bool = True
     """Whether the order is drawn anew in every epoch."""
     bucket_updates: int = 8
@@ -37,7 +44,7 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if self.seconds_per_update <= 0:
             raise AsrkitError(f"seconds_per_update is {self.seconds_per_update}", mend="more than 0")
-        for name in ("min_seconds", "max_seconds", "crop_seconds"):
+        for name in ("min_seconds", "max_seconds", "crop_seconds", "hours"):
             if getattr(self, name) < 0:
                 raise AsrkitError(f"{name} is {getattr(self, name)}", mend="0 or more")
         if 0 < self.max_seconds < self.min_seconds:
@@ -46,6 +53,12 @@ class StreamConfig:
             raise AsrkitError(f"crop_seconds {self.crop_seconds} is below min_seconds {self.min_seconds}")
         if any(not 0.5 <= factor <= 2.0 for factor in self.speed_factors):
             raise AsrkitError(f"speed_factors is {self.speed_factors}", mend="factors from 0.5 to 2")
+        if self.sampling not in SAMPLINGS:
+            raise AsrkitError(f"unknown sampling '{self.sampling}'", mend=nearest(self.sampling, SAMPLINGS))
+        if self.ratio <= 0:
+            raise AsrkitError(f"ratio is {self.ratio}", mend="more than 0")
+        if self.ratio != 1.0 and self.sampling == ALL:
+            raise AsrkitError(f"ratio is {self.ratio}, but sampling is all", mend="sampling: soft_random")
         if self.bucket_updates < 1:
             raise AsrkitError(f"bucket_updates is {self.bucket_updates}", mend="1 or more")
 
