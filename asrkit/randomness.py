@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     SPEC_AUGMENT = 8
     CACHE = 9
     LAYER_DROP = 10
+    INNER = 11
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:

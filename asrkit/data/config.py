@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +75,8 @@ class DataConfig:
     """The stream with transcripts."""
     unlabelled: StreamConfig = field(default_factory=StreamConfig)
     """The stream without; transcripts that a set has are used to measure pseudo-labels, never to learn from."""
+    sources: dict[str, StreamConfig] = field(default_factory=dict)
+    """Named unlabelled streams, each with the settings of data.unlabelled: {radio: {dir: …, sets: [train]}, …}."""
     dev: list[str] = field(default_factory=list)
     """Names of the prepared sets for validation."""
     batch_seconds: float = 80.0
@@ -88,6 +92,11 @@ class DataConfig:
         if self.labelled.crop_seconds > 0:
             mend = "a transcript belongs to the whole utterance: use data.labelled.max_seconds"
             raise AsrkitError("data.labelled.crop_seconds is set", mend=mend)
+        for name in self.sources:
+            if not re.fullmatch(r"\w[\w-]*", name) or name in ("labelled", "unlabelled", "sources"):
+                raise AsrkitError(
+                    f"data.sources has the name '{name}'", mend="letters, digits and - of your own choice"
+                )
         if self.batch_seconds <= 0:
             raise AsrkitError(f"data.batch_seconds is {self.batch_seconds}", mend="more than 0")
         if self.workers < 0:
@@ -97,6 +106,13 @@ class DataConfig:
 
         if not 0.0 <= self.max_unreadable <= 1.0:
             raise AsrkitError(f"data.max_unreadable is {self.max_unreadable}", mend="a share: 0 to 1")
+
+    def streams(self, wanted: Sequence[str]) -> dict[str, StreamConfig]:
+        """Return the sections of the streams that a method wants by name; `sources` stands for all of that section."""
+        found: dict[str, StreamConfig] = {}
+        for name in wanted:
+            found |= self.sources if name == "sources" else {name: getattr(self, name)}
+        return found
 
     def folder(self, stream: StreamConfig) -> Path:
         """Return the prepared folder that a stream reads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -32,6 +33,7 @@ def _schedule() -> ScheduleConfig:
 class PretrainConfig:
     """wav2vec 2.0 pre-training; the defaults are fairseq's wav2vec2_base_librispeech."""
 
+    section: ClassVar[str] = "pretrain"
     updates: int = 400_000
     """Length of the run."""
     schedule: ScheduleConfig = field(default_factory=_schedule)
@@ -47,9 +49,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.updates < 1:
-            raise AsrkitError(f"pretrain.updates is {self.updates}", mend="1 or more")
+            raise AsrkitError(f"{self.section}.updates is {self.updates}", mend="1 or more")
         if self.collapse_patience < 1 or self.min_code_perplexity < 0:
-            raise AsrkitError("pretrain.collapse_patience is 1 or more, pretrain.min_code_perplexity 0 or more")
+            what = f"{self.section}.collapse_patience is 1 or more, {self.section}.min_code_perplexity 0 or more"
+            raise AsrkitError(what)
 
 
 class Pretrain(Method):
@@ -66,8 +69,8 @@ class Pretrain(Method):
             config.min_code_perplexity,
             config.collapse_patience,
             self.ssl.codebooks,
-            "lower pretrain.schedule.learning_rate, lengthen its warm-up, raise pretrain.wav2vec2.diversity_weight, or use "
-            "larger batches",
+            f"lower {config.section}.schedule.learning_rate, lengthen its warm-up, raise "
+            f"{config.section}.wav2vec2.diversity_weight, or use larger batches",
         )
 
     def groups(self) -> Mapping[str, list[nn.Parameter]]:
