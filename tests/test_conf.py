@@ -69,8 +69,7 @@ def test_loads_as_what_its_name_says(path: Path) -> None:
     assert configuration.peek("method", path) == method_of(path)
     config = read(path)
     assert config.data.dev
-    for stream in METHODS[config.method].streams:
-        section = getattr(config.data, stream)
+    for section in config.data.streams(METHODS[config.method].streams).values():
         assert section.sets
         # An utterance as long as `prepare` lets through has room in a micro-batch.
         assert section.crop_seconds or section.max_seconds or config.data.batch_seconds >= 35
