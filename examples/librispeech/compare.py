@@ -44,15 +44,9 @@ class Runner:
             return
         tried = [run for name in owners for run in self._searched(name)]
         # Seed by seed, so that an early stop leaves all recipes with about as many.
-        plan = sorted(
-            (
-                (name, condition, seed)
-                for name in chosen
-                for condition in self.study.conditions
-                for seed in self.recipes[name].seeds
-            ),
-            key=lambda one: one[2],
-        )
+        conditions = self.study.conditions
+        plan = [(name, here, seed) for name in chosen for here in conditions for seed in self.recipes[name].seeds]
+        plan.sort(key=lambda one: one[2])
         part, parts = self.options.part
         # Runs that may share a pre-training belong to one part.
         groups = list(dict.fromkeys((condition, seed) for _, condition, seed in plan))
@@ -85,7 +79,8 @@ class Runner:
     def _run(self, name: str, condition: str, point: int, seed: int) -> Run:
         recipe = self.recipes[name]
         stage = (self.recipes[recipe.settings_of] if recipe.settings_of else recipe).stage
-        overrides = (*points(self.study, stage)[point], *recipe.overrides, *self.study.conditions[condition].overrides)
+        here = self.study.conditions[condition].overrides
+        overrides = (*points(self.study, stage)[point], *self.study.overrides, *recipe.overrides, *here)
         start = None if "--init" in recipe.arguments else pretraining_of(self.study, name, condition, seed)
         return Run(name, condition, point, seed, start, tuple(recipe.arguments), overrides)
 

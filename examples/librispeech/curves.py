@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from keeping import COLUMNS, CURVE
-from study import Study, cell
+from study import Study, place
 
 from asrkit.analysis.results import Row, markdown_table, percent
 from asrkit.errors import AsrkitError
@@ -69,7 +69,7 @@ def condition_table(study: Study, rows: Mapping[tuple[str, str], Row], results: 
     for (condition, recipe), row in rows.items():
         line = [condition, recipe, percent(row, "wer"), str(len(row.results))]
         before = {result.seed: int(result.values["pretraining_updates"]) for result in row.results}
-        curves = [curve for curve in read_curves(results / cell(recipe, condition) / subset) if curve.seed in before]
+        curves = [curve for curve in read_curves(results / place(recipe, condition) / subset) if curve.seed in before]
         if target:
             reached = {curve.seed: at for curve in curves if (at := curve.reaches(target)) is not None}
             line.append(_mean(list(reached.values()), len(before)))
@@ -100,10 +100,10 @@ def draw_curves(study: Study, rows: Mapping[tuple[str, str], Row], results: Path
     width = 3.6 * len(conditions) + 2.6
     figure, axes = plt.subplots(1, len(conditions), figsize=(width, 3.6), sharey=True, squeeze=False)
     for axis, condition in zip(axes[0], conditions, strict=True):
-        for place, name in enumerate(names):
+        for colour, name in enumerate(names):
             row = rows.get((condition, name))
             before = {result.seed: result.values["pretraining_updates"] for result in row.results} if row else {}
-            for number, curve in enumerate(read_curves(results / cell(name, condition) / subset)):
+            for number, curve in enumerate(read_curves(results / place(name, condition) / subset)):
                 if curve.seed not in before or not curve.updates:
                     continue
                 over: list[float] = list(curve.updates)
@@ -113,8 +113,8 @@ def draw_curves(study: Study, rows: Mapping[tuple[str, str], Row], results: Path
                     over = [updates + before[curve.seed] for updates in curve.updates]
                 rates = [100 * wer for wer in curve.wer]
                 label = name if number == 0 and condition == next(c for c, r in rows if r == name) else None
-                axis.plot(over, rates, color=f"C{place % 10}", linewidth=1, alpha=0.7, label=label)
-                axis.plot(over[-1:], rates[-1:], "o", color=f"C{place % 10}", markersize=4)
+                axis.plot(over, rates, color=f"C{colour % 10}", linewidth=1, alpha=0.7, label=label)
+                axis.plot(over[-1:], rates[-1:], "o", color=f"C{colour % 10}", markersize=4)
         if study.target_wer:
             axis.axhline(study.target_wer, color="grey", linewidth=0.8, linestyle="--")
         axis.set_title(condition)

@@ -64,6 +64,8 @@ class Study:
     """Of run.sh, for all runs."""
     pretraining: list[str] = field(default_factory=list)
     """KEY=VALUE for the pre-training that the recipes share; DATA/ stands for --data-dir."""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE for all runs, the pre-training apart; recipes and conditions may say otherwise."""
     pretraining_per_seed: bool = False
     """Pre-train with every seed that recipes have, instead of once with seed 1."""
     conditions: dict[str, Condition] = field(default_factory=dict)
@@ -112,9 +114,9 @@ class Run:
     overrides: tuple[str, ...]
 
     @property
-    def cell(self) -> str:
+    def place(self) -> str:
         """Name of the folder of its recipe and condition."""
-        return cell(self.recipe, self.condition)
+        return place(self.recipe, self.condition)
 
     @property
     def folder(self) -> str:
@@ -163,7 +165,7 @@ def pretraining_of(study: Study, recipe: str, condition: str, seed: int) -> Pret
     return Pretraining(f"{name}_seed{seed}" if seeded else name, home, seed if seeded else 1, overrides)
 
 
-def cell(recipe: str, condition: str) -> str:
+def place(recipe: str, condition: str) -> str:
     """Return the name of the folder that a recipe's results under a condition have."""
     return "/".join(filter(None, [slug(recipe), slug(condition)]))
 
