@@ -114,7 +114,7 @@ class Run:
     overrides: tuple[str, ...]
 
     @property
-    def place(self) -> str:
+    def cell(self) -> str:
         """Name of the folder of its recipe and condition."""
         return place(self.recipe, self.condition)
 
