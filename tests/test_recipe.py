@@ -570,7 +570,7 @@ def test_another_method_of_pre_training(project: Project) -> None:
     assert "init=exp/a/heterogeneous" in trained[1]
     assert trained[1].endswith("finetune.updates=6")
     # What is fine-tuned from one pre-training is not mixed with what is from another.
-    assert_refused(project.run(*ALL, "--stage", "4"), "was made with init 'heterogeneous', not ''")
+    assert_refused(project.run(*ALL), "was made with init 'heterogeneous', not ''")
     assert_refused(project.run("--method", "heterogeneous"), "--method heterogeneous: not one of")
     assert_refused(project.run(*ALL, "--", "heterogeneous.updates=5"), "no stage of the method heterogeneous")
 
