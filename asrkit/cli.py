@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from asrkit.commands import similarity as similarity_command
 from asrkit.commands import transcribe as transcribe_command
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
-from asrkit.errors import AsrkitError
+from asrkit.errors import AsrkitError, nearest
 
 if TYPE_CHECKING:
     from asrkit.data.sharding import ShardConfig
@@ -237,7 +238,10 @@ def _add_prepare(commands: argparse._SubParsersAction[Parser]) -> None:
             corpus.add_argument("--limited-dir", type=Path, metavar="DIR", help="librispeech_finetuning, if elsewhere")
         elif kind == "mini":
             corpus.add_argument("--corpus-dir", type=Path, metavar="DIR", help="where the audio goes (DATA/corpus)")
-            corpus.add_argument("--seed", type=int, default=1, help="everything random in the corpus follows from it")
+            corpus.add_argument("--seed", type=int, help="everything random in the corpus follows from it (1)")
+            corpus.add_argument(
+                "--domain", metavar="NAME", help="a smaller corpus of one kind: slow, fast or noisy speech"
+            )
         else:
             corpus.add_argument(
                 "inputs", nargs="+", metavar="[SET=]PATH", help="inputs, and what their sets are called"
@@ -299,7 +303,13 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.kind == "mini":
         corpus_dir = _synthesise(options)
         summary = prepare.prepare_librispeech(
-            corpus_dir, options.output_dir, None, config, corpus="mini", console=console
+            corpus_dir,
+            options.output_dir,
+            None,
+            config,
+            # Results of one corpus are not another's.
+            corpus=f"mini-{options.domain}" if options.domain else "mini",
+            console=console,
         )
     elif options.kind == "librispeech":
         summary = prepare.prepare_librispeech(
@@ -329,13 +339,19 @@ def _synthesise(options: argparse.Namespace) -> Path:
     from rich.progress import Progress
 
     from asrkit.data.mini import MiniConfig, synthesise
+    from asrkit.data.mini_domains import DOMAINS, domain
 
+    if options.domain is not None and options.domain not in DOMAINS:
+        raise AsrkitError(f"no domain '{options.domain}' of the corpus", mend=nearest(options.domain, DOMAINS))
+    config = domain(options.domain) if options.domain else MiniConfig()
+    if options.seed is not None:
+        config = dataclasses.replace(config, seed=options.seed)
     corpus_dir = options.corpus_dir or options.output_dir / "corpus"
     console.print(f"speech by espeak-ng goes to {corpus_dir}", highlight=False, soft_wrap=True)
     with Progress(console=console) as progress:
         task = progress.add_task("speakers", total=None)
         return synthesise(
-            MiniConfig(seed=options.seed),
+            config,
             corpus_dir,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -1,7 +1,8 @@
 """Random numbers that are pure functions of what they are for.
 
 A crop, a mask, a negative or a Gumbel draw depends on (seed, epoch, utterance, purpose) alone: not on the batch that the
-utterance happens to sit in, nor on the order or the number of processes. There is no state to save. The generator is
+utterance happens to sit in, nor on the order or the number of processes. Where an epoch has an utterance more than once (soft
+random sampling), which of its draws it is counts as part of the utterance. There is no state to save. The generator is
 SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators", OOPSLA 2014) in counter mode, written in wrapping
 int64 arithmetic so that the same bits come out of a CPU and a GPU.
 
@@ -42,6 +43,7 @@ class Purpose(IntEnum):
     SPEC_AUGMENT = 8
     CACHE = 9
     LAYER_DROP = 10
+    INNER = 11
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -63,6 +65,15 @@ def utterance_key(utterance_id: str) -> int:
 def utterance_keys(utterance_ids: Sequence[str]) -> Tensor:
     """Return the keys of several utterances, an int64 tensor of shape (N,)."""
     return torch.tensor([utterance_key(name) for name in utterance_ids], dtype=torch.int64)
+
+
+def copy_keys(keys: Tensor, copies: Tensor) -> Tensor:
+    """Return the keys of an epoch's draws of utterances with ``keys`` int64 (N,): its own for an utterance's first draw.
+
+    ``copies`` int64 (N,) tells of each how often its utterance was drawn in the epoch before; every further draw is to
+    all random numbers another utterance.
+    """
+    return torch.where(copies == 0, keys, _mix(keys ^ _mix(copies * _GAMMA)))
 
 
 def stream_keys(keys: Tensor, *, seed: int, epoch: int, purpose: Purpose) -> Tensor:

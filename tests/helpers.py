@@ -118,6 +118,12 @@ def settings(method: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
         whole["data"]["unlabelled"] = {**stream, "crop_seconds": 1.2}
         head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
         whole["pretrain"] = {"updates": 10, "schedule": schedule, "wav2vec2": head}
+    elif method == "heterogeneous":
+        one, other = {**stream, "crop_seconds": 1.2}, {**stream, "seconds_per_update": 3.0, "speed_factors": [0.8]}
+        whole["data"]["sources"] = {"plain": one, "slow": other}
+        head = {"mask": mask, "final_dim": 8, "entries": 8, "negatives": 5, "gumbel_decay": 0.9}
+        inner = {"steps": 2, "rate": 0.05}
+        whole["heterogeneous"] = {"updates": 10, "schedule": schedule, "wav2vec2": head, "inner": inner}
     elif method == "wav2vec_s":
         whole["data"]["labelled"] = {**stream, "seconds_per_update": 2.0}
         whole["data"]["unlabelled"] = stream

@@ -33,7 +33,9 @@ if command == "train":
     (exp / "checkpoints").mkdir(parents=True, exist_ok=True)
     (exp / "checkpoints" / "last").write_text("step_1.pt")
     (exp / "config.yaml").write_text("method: x")
-    (exp / "metrics.jsonl").write_text('{"seconds": 30.0}\n{"seconds": 60.0}\n')
+    rows = [{"step": 10, "seconds": 30.0}, {"step": 10, "seconds": 31.0, "dev/wer": 0.9}, {"step": 20, "seconds": 60.0}]
+    rows.append({"step": 20, "seconds": 60.0, "dev/wer": 0.2 * int(settings["seed"])})
+    (exp / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (exp / "settings.json").write_text(json.dumps(settings))
     if os.environ.get("FAIL", "no such folder") in str(exp):
         sys.exit(1)
@@ -94,7 +96,7 @@ class Project:
         self.kept = folder / "examples" / "librispeech" / "results" / "study"
         shutil.rmtree(self.kept.parent, ignore_errors=True)
         (folder / "conf" / "mini").mkdir(parents=True)
-        for name in ("pretrain", "finetune", "scratch", "wav2vec_s"):
+        for name in ("pretrain", "heterogeneous", "finetune", "scratch", "wav2vec_s"):
             (folder / "conf" / "mini" / f"{name}_mini.yaml").write_text("data: {dev: [dev-clean]}\n")
         stub = folder / ".venv" / "bin" / "asrkit"
         stub.parent.mkdir(parents=True)
@@ -171,32 +173,6 @@ def test_each_run_is_made_once_with_what_was_chosen(done: Project) -> None:
     assert f"init={done.folder}/exp/study/shared/pretrain" in calls
 
 
-def test_a_recipe_can_have_a_pre_training_of_its_own(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    recipes: dict[str, dict[str, object]] = {
-        "plain": {"stage": "finetune", "seeds": [1], "arguments": ["--method", "finetune"]},
-        "other": {"stage": "finetune", "seeds": [1], "arguments": ["--method", "finetune"]},
-    }
-    recipes["other"]["pretraining"] = ["pretrain.head=best_rq", "pretrain.wav2vec2=null"]
-    study = {**STUDY, "subsets": ["1h"], "search": {}, "pairs": [], "recipes": recipes}
-    project.write(study)
-    finished = project.run()
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    calls = (project.folder / "calls").read_text().splitlines()
-    (own,) = [line for line in calls if f"exp_dir={project.folder}/exp/study/other/pretrain" in line]
-    assert own.endswith("pretrain.updates=9 pretrain.head=best_rq pretrain.wav2vec2=null")
-    starts = {
-        line.split("exp_dir=")[1].split("/exp/study/")[1].split("/")[0]: line for line in calls if "init=" in line
-    }
-    assert f"init={project.folder}/exp/study/other/pretrain " in starts["other"]
-    assert f"init={project.folder}/exp/study/shared/pretrain " in starts["plain"]
-    recipes["other"]["arguments"] = ["--method", "finetune", "--init", "scratch"]
-    project.write(study)
-    refused = project.run()
-    assert refused.returncode == 2
-    assert "'other' has a pre-training of its own and --init" in refused.stderr
-
-
 def test_results_are_kept_small_and_without_machine_paths(done: Project) -> None:
     kept = sorted(str(path.relative_to(done.kept)) for path in done.kept.rglob("results.json"))
     assert len(kept) == 2 * 2 * (2 + 2 + 1)
@@ -236,6 +212,11 @@ def test_the_tables_come_from_the_kept_results_alone(done: Project, tmp_path: Pa
     every = done.run("--tables", study="")
     assert every.returncode == 0, every.stderr
     assert write.read_text() == text
+    # The plot may be drawn from what was kept in another way.
+    done.write({**STUDY, "plot": "minutes"})
+    curves = done.run("--tables")
+    assert curves.returncode == 0, curves.stderr
+    assert "Word error rates on dev over minutes of training" in write.read_text()
     assert "compare.sh needs a study" in done.run("--jobs", "2", study="").stderr
 
 
@@ -259,6 +240,7 @@ def test_what_is_finished_is_skipped_and_a_failure_is_told_in_one_line(tmp_path:
         ({"recipes": {"x": {"stage": "a", "seeds": [1], "settings_of": "y"}}}, "takes its settings of 'y'"),
         ({"recipes": {}}, "a study needs recipes"),
         ({"colour": "red"}, "colour"),
+        ({"plot": "pie"}, "plot is 'pie'"),
         ({"pairs": [["plain", "unknown"]]}, "pairs holds lists of two"),
     ],
 )
@@ -269,3 +251,123 @@ def test_a_wrong_study_is_one_line(tmp_path: Path, change: dict[str, object], sa
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert says in done.stderr
     assert project.trained() == []
+
+
+CONDITIONS = {
+    **STUDY,
+    "arguments": [*STUDY["arguments"], "--pretraining", "heterogeneous"],  # type: ignore[misc]
+    "pretraining": ["heterogeneous.updates=9", "data.sources.far.dir=DATA/far"],
+    "pretraining_per_seed": True,
+    "overrides": ["training.validate_every=10"],
+    "subsets": ["1h"],
+    "search": {},
+    "pairs": [],
+    "axis": "place",
+    "target_wer": 30,
+    "plot": "all_updates",
+    "conditions": {
+        "near": {"data": "near", "arguments": ["--domain", "slow"]},
+        "far": {"data": "far", "arguments": ["--domain", "fast"], "overrides": ["finetune.c=4"]},
+    },
+    "recipes": {
+        "plain": {"stage": "finetune", "seeds": [1, 2], "arguments": ["--method", "finetune"]},
+        "own start": {
+            "stage": "wav2vec_s",
+            "seeds": [1, 2],
+            "arguments": ["--method", "wav2vec_s", "--source", "9h"],
+            "pretraining": ["heterogeneous.inner.steps=3"],
+        },
+        "scratch": {"stage": "finetune", "seeds": [1], "arguments": ["--method", "finetune", "--init", "scratch"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("conditions"))
+    project.write(CONDITIONS)
+    finished = project.run("--jobs", "2", "--", "--nnodes", "1")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return project
+
+
+def test_every_condition_has_its_data_and_recipes_their_pre_trainings(conditions: Project) -> None:
+    trained = conditions.trained()
+    starts = [name for name in trained if name.startswith("shared")]
+    assert sorted(starts) == [
+        "shared_own_start_seed1/heterogeneous",
+        "shared_own_start_seed2/heterogeneous",
+        "shared_seed1/heterogeneous",
+        "shared_seed2/heterogeneous",
+    ]
+    # The stage of its own and the fine-tuning.
+    assert len(trained) == 4 + 2 * 2 + 2 * 2 * 2 + 2
+    calls = (conditions.folder / "calls").read_text().splitlines()
+    data = f"{conditions.folder}/data/study"
+    prepared = [line for line in calls if line.startswith("prepare")]
+    assert ["--domain slow" in line and f"{data}/near" in line for line in prepared] == [True, False]
+    assert "--domain fast" in prepared[1]
+    (start,) = (line for line in calls if "exp_dir=" in line and "shared_own_start_seed2/heterogeneous seed" in line)
+    assert f"seed=2 data.dir={data}/near heterogeneous.updates=9 data.sources.far.dir={data}/far" in start
+    assert start.endswith("heterogeneous.inner.steps=3")
+    (run,) = (
+        line
+        for line in calls
+        if "own_start/far/point0_seed2/wav2vec_s_9h_finetune_1h" in line and line.startswith("train")
+    )
+    assert run.endswith("training.validate_every=10 finetune.c=4")
+    (stage,) = (line for line in calls if "own_start/far/point0_seed2/wav2vec_s_9h seed=2" in line)
+    assert f"init={conditions.folder}/exp/study/shared_own_start_seed2/heterogeneous" in stage
+    assert f"data.dir={data}/far" in stage
+
+
+def test_a_study_with_conditions_has_one_table_and_curves(conditions: Project) -> None:
+    text = (conditions.folder / "RESULTS.md").read_text()
+    table = text.split("### test-clean, labels 1h")[1]
+    rows = {
+        (cells[0], cells[1]): cells[2:]
+        for cells in (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if " | " in line
+        )
+    }
+    assert list(rows)[2:] == [(c, r) for c in ("near", "far") for r in ("plain", "own start", "scratch")]
+    # WER, n, updates to the target, with pre-training, all updates, minutes of either.
+    assert rows["far", "plain"][1:] == ["2", "20 (1 of 2)", "40 (1 of 2)", "20", "1.0", "1.0"]
+    assert rows["near", "own start"][1:] == ["2", "40 (1 of 2)", "60 (1 of 2)", "40", "2.0", "1.0"]
+    assert rows["near", "scratch"][1:] == ["1", "20", "20", "20", "1.0", "0.0"]
+    curve = (conditions.kept / "own_start" / "far" / "1h" / "seed1" / "curve.tsv").read_text().splitlines()
+    assert curve == [
+        "updates\tseconds\twer",
+        "10\t31.0\t0.90000",
+        "20\t60.0\t0.20000",
+        "30\t91.0\t0.90000",
+        "40\t120.0\t0.20000",
+    ]
+    assert (conditions.kept / "plot.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(conditions.folder / "exp")
+    again = conditions.run("--tables")
+    assert again.returncode == 0, again.stderr
+    assert (conditions.folder / "RESULTS.md").read_text() == text
+
+
+def test_parts_are_the_whole_and_leave_the_tables_alone(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write(CONDITIONS)
+    before = (tmp_path / "RESULTS.md").read_text()
+    assert project.run("--prepare").returncode == 0
+    assert project.trained() == []
+    trained: list[str] = []
+    for part in (1, 2, 3):
+        done = project.run("--part", f"{part}/3")
+        assert done.returncode == 0, done.stderr
+        trained += [name for name in project.trained() if not name.startswith("shared")]
+    assert len(trained) == len(set(trained)) == 2 * 2 + 2 * 2 * 2 + 2
+    assert (tmp_path / "RESULTS.md").read_text() == before
+    assert project.run().returncode == 0
+    assert not [name for name in project.trained() if not name.startswith("shared")], "nothing is left to do"
+    for wrong in ("0/3", "4/3", "x", "1"):
+        assert "--part" in project.run("--part", wrong).stderr
+    project.write(STUDY)
+    refused = project.run("--part", "1/2")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "searches first" in refused.stderr

@@ -38,7 +38,15 @@ esac
 """
 
 
-CONFIGURATIONS = ["model", "pretrain_mini", "finetune_mini", "finetune_mini_10min", "scratch_mini", "bl_just_mini"]
+CONFIGURATIONS = [
+    "model",
+    "pretrain_mini",
+    "finetune_mini",
+    "finetune_mini_10min",
+    "scratch_mini",
+    "bl_just_mini",
+    "heterogeneous_mini",
+]
 CONFIGURATIONS += ["wav2vec_s_mini", "wav2vec_s_scratch_mini", "supervised_mini", "finetune_mini_10h_paper"]
 
 TORCHRUN = """#!/bin/sh
@@ -504,6 +512,8 @@ def test_help_names_every_flag(project: Project) -> None:
         "stage",
         "stop-stage",
         "corpus",
+        "domain",
+        "pretraining",
         "corpus-dir",
         "download",
         "method",
@@ -549,3 +559,25 @@ def test_environment_without_a_python_is_told_in_one_line(tmp_path: Path) -> Non
         done.stderr == "install.sh: PYTHON=/no/python is not a working Python >= 3.10 with its venv and ssl modules\n"
     )
     assert not (tmp_path / ".venv").exists()
+
+
+def test_another_method_of_pre_training(project: Project) -> None:
+    done = project.run(*ALL, "--pretraining", "heterogeneous", "--", "heterogeneous.updates=5", "finetune.updates=6")
+    assert done.returncode == 0, done.stderr
+    trained = [line for line in project.calls() if line.startswith("train")]
+    assert trained[0].startswith("train conf/mini/heterogeneous_mini.yaml exp_dir=exp/a/heterogeneous")
+    assert trained[0].endswith("heterogeneous.updates=5")
+    assert "init=exp/a/heterogeneous" in trained[1]
+    assert trained[1].endswith("finetune.updates=6")
+    # What is fine-tuned from one pre-training is not mixed with what is from another.
+    assert_refused(project.run(*ALL), "was made with init 'heterogeneous', not ''")
+    assert_refused(project.run("--method", "heterogeneous"), "--method heterogeneous: not one of")
+    assert_refused(project.run(*ALL, "--", "heterogeneous.updates=5"), "no stage of the method heterogeneous")
+
+
+def test_a_domain_is_a_corpus_of_its_own(project: Project) -> None:
+    assert project.run("--domain", "slow", "--stop-stage", "1").returncode == 0
+    assert project.calls() == ["prepare mini --domain slow --corpus-dir corpora/mini_slow --output-dir data/mini_slow"]
+    refused = project.run("--domain", "fast", "--stop-stage", "1", "--data-dir", "data/mini_slow")
+    assert_refused(refused, "was made with corpus 'mini_slow', not 'mini_fast'")
+    assert_refused(project.run("--corpus", "librispeech", "--domain", "slow"), "only the corpus mini has domains")

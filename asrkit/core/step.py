@@ -133,8 +133,11 @@ class Ready:
         totals.add({"loss": Ratio(0.0, 1.0 / engine.world_size)})
         return cls(method, micro_batches, clock, engine, prepared, counts)
 
-    def backward(self, stream: str, totals: Totals) -> None:
-        """Add this rank's gradient of a stream's terms to `.grad`, each graph freed at once; figures go to ``totals``."""
+    def backward(self, stream: str, totals: Totals, weight: float = 1.0) -> None:
+        """Add this rank's gradient of a stream's terms to `.grad`, each graph freed at once; figures go to ``totals``.
+
+        ``weight`` is what the stream's whole objective is multiplied with.
+        """
         for batch, ready in zip(self.micro_batches[stream], self.prepared[stream], strict=True):
             with self.engine.autocast():
                 losses = self.method.losses(stream, batch, ready.draws, self.clock)
@@ -142,7 +145,7 @@ class Ready:
             for name, term in losses.terms.items():
                 # The clamp keeps an update without a single masked frame or label at zero instead of 0/0.
                 share = term.sum / self.counts[stream, name].clamp(min=1e-8)
-                objective = objective + term.weight * share
+                objective = objective + weight * term.weight * share
                 totals.add({name: Ratio(term.sum.detach(), ready.counts[name])})
             if objective.requires_grad:
                 self.engine.scale(objective).backward()

@@ -27,7 +27,7 @@ class Batch:
     host_lengths: tuple[int, ...]
     """The same lengths as Python integers, so that no output size has to be asked of the device."""
     keys: Tensor
-    """Stable 64-bit keys of the utterance ids, int64 of shape (N,), for `asrkit.randomness`."""
+    """Stable 64-bit keys, int64 of shape (N,), for `asrkit.randomness`: of the utterance ids, and of their further draws."""
     ids: tuple[str, ...]
     """Utterance ids."""
     epoch: int

@@ -19,7 +19,7 @@ from asrkit.data.batch import SAMPLE_RATE, Batch
 from asrkit.data.config import StreamConfig
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
-from asrkit.randomness import utterance_keys
+from asrkit.randomness import copy_keys, utterance_keys
 from asrkit.text.units import Units, UnknownSymbols
 
 
@@ -33,6 +33,8 @@ class Request:
     """Whether it is the rank's last of its update."""
     rows: tuple[tuple[int, int], ...]
     """(set, row in the set) of each utterance; none where a rank has no share of an update."""
+    copies: tuple[int, ...] = ()
+    """How often each was drawn in the epoch before; empty where an epoch has no utterance twice."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Example:
     """Unit indices."""
     text: str | None = None
     """Transcript."""
+    copy: int = 0
+    """How often the utterance was drawn in the epoch before."""
 
 
 def collate(examples: Sequence[Example], epoch: int) -> Batch:
@@ -74,7 +78,7 @@ def collate(examples: Sequence[Example], epoch: int) -> Batch:
         waves=waves,
         wave_lengths=wave_lengths,
         host_lengths=tuple(wave_lengths.tolist()),
-        keys=utterance_keys(ids),
+        keys=copy_keys(utterance_keys(ids), torch.tensor([example.copy for example in examples])),
         ids=ids,
         epoch=epoch,
         texts=texts if len(texts) == len(ids) else None,
@@ -153,26 +157,26 @@ class Reader:
     def __getitem__(self, request: Request) -> Loaded:
         """Read a micro-batch, leaving out what cannot be read."""
         examples, failures = [], []
-        for number, row in request.rows:
+        for (number, row), copy in zip(request.rows, request.copies or [0] * len(request.rows), strict=True):
             name = f"{self.sets[number].name}:{row}"
             try:
                 cut = self.sets[number].read_cut(row)
                 name = cut.id
-                examples.append(self._example(cut, request.epoch))
+                examples.append(self._example(cut, request.epoch, copy))
             except AsrkitError as error:
                 failures.append((name, str(error)))
         batch = collate(examples, request.epoch) if examples else None
         return Loaded(batch, request.last, tuple(failures))
 
-    def _example(self, cut: MonoCut | MultiCut, epoch: int) -> Example:
+    def _example(self, cut: MonoCut | MultiCut, epoch: int, copy: int) -> Example:
         text = cut.supervisions[0].text if cut.supervisions and (self.units or self.texts) else None
         target = None if self.units is None else encode_known(self.units, text or "")
-        return Example(cut.id, self._wave(cut, epoch), target, (text or "") if self.texts else None)
+        return Example(cut.id, self._wave(cut, epoch, copy), target, (text or "") if self.texts else None, copy)
 
-    def _wave(self, cut: MonoCut | MultiCut, epoch: int) -> np.ndarray:
+    def _wave(self, cut: MonoCut | MultiCut, epoch: int, copy: int) -> np.ndarray:
         if self.config is None:
             return read(cut, SAMPLE_RATE)
-        keys = utterance_keys([cut.id])
+        keys = copy_keys(utterance_keys([cut.id]), torch.tensor([copy]))
         factor = float(speed_factors(keys, self.config.speed_factors, self.seed, epoch)[0])
         longest = self.config.crop_seconds
         if longest > 0 and cut.duration > longest * factor:

@@ -71,6 +71,10 @@ class MiniConfig:
     """Tempo of the slowest speaker, in characters per second."""
     fastest: float = 17.0
     """Tempo of the fastest speaker."""
+    lowest_snr: float = 20.0
+    """Ratio of speech to background noise of the noisiest speaker, in dB."""
+    highest_snr: float = 40.0
+    """The same of the cleanest speaker."""
     accents: list[str] = field(default_factory=lambda: list(ACCENTS))
     """espeak-ng's languages that speakers are dealt from."""
 
@@ -95,6 +99,8 @@ class MiniConfig:
             raise AsrkitError("must lie between 0 and max_seconds", where="min_seconds")
         if not 5 <= self.slowest <= self.fastest <= 25:
             raise AsrkitError("and fastest must satisfy 5 <= slowest <= fastest <= 25", where="slowest")
+        if not self.lowest_snr <= self.highest_snr:
+            raise AsrkitError("is below lowest_snr", where="highest_snr")
         if not self.accents:
             raise AsrkitError("is empty", where="accents", mend=f"choose from {', '.join(ACCENTS)}")
 
@@ -137,7 +143,7 @@ def synthesise(
     output_dir = Path(output_dir).absolute()
     settings = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     marker = output_dir / "mini.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8") == settings:
+    if marker.is_file() and _made_by(marker, config):
         return output_dir
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise AsrkitError("is there already and is not this corpus", where=output_dir, mend="name another folder")
@@ -159,6 +165,15 @@ def synthesise(
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
     return output_dir
+
+
+def _made_by(marker: Path, config: MiniConfig) -> bool:
+    """Whether a corpus was made by a configuration; what its note lacks was added later, with a default that changes nothing."""
+    try:
+        noted = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(noted, dict) and {**dataclasses.asdict(MiniConfig()), **noted} == dataclasses.asdict(config)
 
 
 def _plan(config: MiniConfig) -> list[_Task]:
@@ -195,7 +210,14 @@ def _plan(config: MiniConfig) -> list[_Task]:
                     subset=subset,
                     speaker=numbers[len(tasks)],
                     first_chapter=chapter,
-                    voice=draw_voice(generator, accent, variant, sexes[variant], (config.slowest, config.fastest)),
+                    voice=draw_voice(
+                        generator,
+                        accent,
+                        variant,
+                        sexes[variant],
+                        (config.slowest, config.fastest),
+                        (config.lowest_snr, config.highest_snr),
+                    ),
                     candidates=tuple(islice(sentences, int(seconds / config.min_seconds) + 4)),
                     seconds=seconds,
                     labelled=labelled,

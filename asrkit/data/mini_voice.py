@@ -66,7 +66,12 @@ def natural_variants() -> dict[str, str]:
 
 
 def draw_voice(
-    generator: np.random.Generator, accent: str, variant: str, sex: str, rates: tuple[float, float]
+    generator: np.random.Generator,
+    accent: str,
+    variant: str,
+    sex: str,
+    rates: tuple[float, float],
+    snr_db: tuple[float, float] = (20.0, 40.0),
 ) -> Voice:
     """Draw what accent and variant leave open."""
     return Voice(
@@ -81,7 +86,7 @@ def draw_voice(
         bump_hz=1000 * 2 ** generator.uniform(-2, 2),
         bump_db=generator.uniform(-5, 5),
         level_db=generator.uniform(-28, -20),
-        snr_db=generator.uniform(20, 40),
+        snr_db=generator.uniform(*snr_db),
         noise_slope=generator.uniform(0, 1),
     )
 

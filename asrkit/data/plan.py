@@ -1,13 +1,14 @@
 """Which utterances an update is made of, and how they are shared out over ranks.
 
-The law: an epoch is cut into updates whose composition is a function of (seed, epoch) alone. Only inside an update does
-the number of ranks matter: its utterances are cut into micro-batches, of which rank r of W takes every W-th. The whole
-state of a stream is therefore (epoch, updates consumed); resuming costs nothing and W may change at any update.
+The law: an epoch's items (`asrkit.data.sampling`: all utterances, or draws from them) are cut into updates whose
+composition is a function of (seed, epoch) alone. Only inside an update does the number of ranks matter: its utterances are
+cut into micro-batches, of which rank r of W takes every W-th. The whole state of a stream is therefore (epoch, updates
+consumed); resuming costs nothing and W may change at any update.
 
-Memory: an epoch's order takes four bytes per utterance, and that is all that grows with a corpus of any usual number of
+Memory: an epoch's order takes four bytes per item, and that is all that grows with a corpus of any usual number of
 updates. Durations are asked for in blocks, so that they can stay in a file.
 
-Shapes: n utterances of an epoch, U its updates, W ranks.
+Shapes: n items of an epoch, U its updates, W ranks. An item is called an utterance, even where one is drawn twice.
 """
 
 from __future__ import annotations

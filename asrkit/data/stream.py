@@ -24,6 +24,7 @@ from asrkit.data.config import DataConfig, StreamConfig
 from asrkit.data.costliest import extremes, synthetic
 from asrkit.data.index import SetIndex, record_text
 from asrkit.data.plan import EpochPlan, count_updates, micro_batch_sizes
+from asrkit.data.sampling import SOFT_RANDOM, Draws, Everything, Items, draw_count
 from asrkit.data.utterances import LoadedSeconds, Utterances
 from asrkit.data.workers import load
 from asrkit.errors import AsrkitError
@@ -57,6 +58,7 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        salt: int | None = None,
     ) -> None:
         """Open the sets and choose the utterances.
 
@@ -68,6 +70,7 @@ class Stream:
             rank: this process.
             world_size: how many there are.
             device: where batches go.
+            salt: tells streams apart that share a seed; by default whether it is a labelled one.
 
         Raises:
             AsrkitError: if a set is missing or has no transcripts, or no utterance is usable.
@@ -92,12 +95,15 @@ class Stream:
             config=config,
         )
         self.utterances = self._usable(sets, units)
+        self.salt = int(units is not None) if salt is None else salt
         mean_speed = float(np.mean(config.speed_factors)) if config.speed_factors else 1.0
-        self.seconds_per_epoch = LoadedSeconds(self.utterances, config.crop_seconds, mean_speed).total()
-        """Audio of an epoch, cropped, at the mean speed."""
-        self.updates_per_epoch = count_updates(self.seconds_per_epoch, len(self), config.seconds_per_update)
+        items = draw_count(len(self), config.ratio) if config.sampling == SOFT_RANDOM else len(self)
+        whole = LoadedSeconds(self.utterances, config.crop_seconds, mean_speed).total()
+        self.seconds_per_epoch = whole * items / len(self)
+        """Audio of an epoch, cropped, at the mean speed; under soft random sampling what it is on average."""
+        self.updates_per_epoch = count_updates(self.seconds_per_epoch, items, config.seconds_per_update)
         """Updates in every epoch."""
-        self._plan: tuple[int, EpochPlan] | None = None
+        self._plan: tuple[int, Items, EpochPlan] | None = None
         self._consumed = 0
         self._given = 0
         self._unreadable: set[str] = set()
@@ -157,11 +163,21 @@ class Stream:
         self._given = self._consumed
 
     def plan(self, epoch: int) -> EpochPlan:
-        """Return an epoch's plan; its rows are places in the stream's list of usable utterances."""
+        """Return an epoch's plan; its rows are numbers of the epoch's `items`."""
+        return self._planned(epoch)[1]
+
+    def items(self, epoch: int) -> Items:
+        """Return what an epoch is made of: places in the stream's list of usable utterances."""
+        return self._planned(epoch)[0]
+
+    def _planned(self, epoch: int) -> tuple[Items, EpochPlan]:
         if self._plan is None or self._plan[0] != epoch:
             config = self.config
+            items: Items = Everything(len(self))
+            if config.sampling == SOFT_RANDOM:
+                items = Draws(len(self), config.ratio, seed=self.seed, epoch=epoch, salt=self.salt)
             plan = EpochPlan(
-                LoadedSeconds(self.utterances, config.crop_seconds, config.speed_factors, self.seed, epoch),
+                LoadedSeconds(self.utterances, config.crop_seconds, config.speed_factors, self.seed, epoch, items),
                 seconds_per_update=self.config.seconds_per_update,
                 batch_seconds=self.data_config.batch_seconds,
                 seed=self.seed,
@@ -169,10 +185,10 @@ class Stream:
                 updates=self.updates_per_epoch,
                 bucket=self.config.bucket_updates,
                 shuffle=self.config.shuffle,
-                salt=int(self.reader.units is not None),
+                salt=self.salt,
             )
-            self._plan = (epoch, plan)
-        return self._plan[1]
+            self._plan = (epoch, items, plan)
+        return self._plan[1:]
 
     def costliest(self) -> list[Batch]:
         """Return batches of noise that take as much memory as any of this stream's can: the longest, and the fullest."""
@@ -188,9 +204,12 @@ class Stream:
         """Return this rank's micro-batches from update ``start`` (over all epochs) on, at least one per update."""
         while True:
             epoch, update = divmod(start, self.updates_per_epoch)
-            shares = self.plan(epoch).micro_batches(update, self.world_size)[self.rank :: self.world_size]
-            for number, places in enumerate(shares):
-                yield Request(epoch, number + 1 == len(shares), self.utterances.locate(places))
+            items, plan = self._planned(epoch)
+            shares = plan.micro_batches(update, self.world_size)[self.rank :: self.world_size]
+            for number, rows in enumerate(shares):
+                copies = tuple(items.copies(rows).tolist())
+                where = self.utterances.locate(items.places(rows))
+                yield Request(epoch, number + 1 == len(shares), where, copies if any(copies) else ())
             if not shares:
                 yield Request(epoch, True, ())
             start += 1
@@ -217,11 +236,17 @@ class Stream:
             return ~(short | long | strange)
 
         found = Utterances(sets, wanted)
+        usable = len(found)
+        if usable and config.hours:
+            found.limit(3600 * config.hours)
+            if len(found) == usable:
+                log.warning("%s: no more than %g h of usable speech", "+".join(config.sets), config.hours)
         symbols = f" ({UnknownSymbols(unknown, units.kind)})" if units is not None and unknown else ""
         reasons = {
             f"shorter than {config.min_seconds:g} s": counts["short"],
             f"longer than {config.max_seconds:g} s": counts["long"],
             f"without a transcript that the units can express{symbols}": counts["strange"],
+            f"beyond {config.hours:g} h": usable - len(found),
         }
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
         names = "+".join(config.sets)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -38,6 +39,7 @@ def _schedule() -> ScheduleConfig:
 class PretrainConfig:
     """Pre-training; the defaults are fairseq's wav2vec2_base_librispeech."""
 
+    section: ClassVar[str] = "pretrain"
     updates: int = 400_000
     """Length of the run."""
     schedule: ScheduleConfig = field(default_factory=_schedule)
@@ -56,11 +58,12 @@ class PretrainConfig:
     """Rows of the log in a row below the floor before the run is stopped."""
 
     def __post_init__(self) -> None:
-        choose_head(self, "pretrain.head", self.head)
+        choose_head(self, f"{self.section}.head", self.head)
         if self.updates < 1:
-            raise AsrkitError(f"pretrain.updates is {self.updates}", mend="1 or more")
+            raise AsrkitError(f"{self.section}.updates is {self.updates}", mend="1 or more")
         if self.collapse_patience < 1 or self.min_code_perplexity < 0:
-            raise AsrkitError("pretrain.collapse_patience is 1 or more, pretrain.min_code_perplexity 0 or more")
+            what = f"{self.section}.collapse_patience is 1 or more, {self.section}.min_code_perplexity 0 or more"
+            raise AsrkitError(what)
 
 
 class Pretrain(Method):
@@ -76,8 +79,8 @@ class Pretrain(Method):
             config.min_code_perplexity,
             config.collapse_patience,
             self.ssl,
-            f"pretrain.{config.head}",
-            "pretrain.schedule.learning_rate",
+            f"{config.section}.{config.head}",
+            f"{config.section}.schedule.learning_rate",
         )
 
     def groups(self) -> Mapping[str, list[nn.Parameter]]:

@@ -166,12 +166,15 @@ class LabelCache:
     def note(self, ids: Sequence[str], labels: Sequence[PseudoLabel]) -> None:
         """Keep what the teacher made until the update is done."""
         if self.size:
-            self.fresh.update(zip(ids, labels, strict=True))
+            for name, label in zip(ids, labels, strict=True):
+                self.fresh[name] = max(label, self.fresh.get(name, label), key=_sureness)
 
     def take(self, made: Iterable[Mapping[str, PseudoLabel]]) -> None:
         """Let an update's labels (of every rank) in; the oldest leave when there is no room."""
-        union = {name: label for one in made for name, label in one.items()}
-        # Sorted: which rank made a label must not matter.
+        union: dict[str, PseudoLabel] = {}
+        # The surest of an utterance that an epoch has twice, and sorted: which rank made a label must not matter.
+        for one in made:
+            union |= {name: max(label, union.get(name, label), key=_sureness) for name, label in one.items()}
         for name in sorted(union):
             self.entries.pop(name, None)
             self.entries[name] = union[name]
@@ -191,6 +194,10 @@ class LabelCache:
         """Take back what `state_dict` gave."""
         rows = zip(state["ids"], state["units"], state["confidences"], strict=True)
         self.entries = {name: PseudoLabel(tuple(units), sure) for name, units, sure in rows}
+
+
+def _sureness(label: PseudoLabel) -> tuple[float, tuple[int, ...]]:
+    return (label.confidence, label.units)
 
 
 MOST_EMPTY = 0.5

@@ -10,6 +10,7 @@ from asrkit.core.method import Method
 from asrkit.data.config import DataConfig
 from asrkit.methods.bl_just import BLJust, BLJustConfig
 from asrkit.methods.finetune import Finetune, FinetuneConfig
+from asrkit.methods.heterogeneous import Heterogeneous, HeterogeneousConfig
 from asrkit.methods.pretrain import Pretrain, PretrainConfig
 from asrkit.methods.wav2vec_s import Wav2VecS, Wav2VecSConfig, check_streams
 from asrkit.methods.weighted_sum import WeightedSum, WeightedSumConfig
@@ -34,7 +35,7 @@ class Entry:
     build: Builder
     """Makes it."""
     streams: tuple[str, ...]
-    """The streams it needs: `labelled`, `unlabelled`."""
+    """The streams it needs: `labelled`, `unlabelled`, or `sources`, which stands for all of data.sources."""
     summary: str
     """One line for `--help`."""
     check: Callable[[Any, DataConfig], None] | None = None
@@ -47,6 +48,12 @@ METHODS: dict[str, Entry] = {
         Pretrain,
         ("unlabelled",),
         "self-supervised pre-training on unlabelled speech, by wav2vec 2.0's loss or BEST-RQ's",
+    ),
+    "heterogeneous": Entry(
+        HeterogeneousConfig,
+        Heterogeneous,
+        ("sources",),
+        "pre-training on several unlabelled sources, good for each after a few gradient steps there",
     ),
     "finetune": Entry(
         FinetuneConfig, Finetune, ("labelled",), "CTC on labelled speech, from a pre-trained encoder or from scratch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ PATHS = (
     "data.labelled.noise.dir",
     "data.unlabelled.noise.dir",
 )
-"""Files and folders that a run reads: kept as absolute paths, so that a run means the same from wherever it is called."""
+"""Files and folders that a run reads, those of data.sources apart: kept as absolute paths, so that a run means the same from
+wherever it is called."""
 
 MAY_CHANGE = (
     "exp_dir",
@@ -170,13 +172,22 @@ MAY_CHANGE = (
 
 def make_paths_absolute(config: ExperimentConfig) -> None:
     """Turn the paths in a config that are relative to the working directory into absolute ones."""
+    holders: list[tuple[Any, str]] = []
     for key in PATHS:
         section, name = config, key
         while "." in name:
             head, _, name = name.partition(".")
             section = getattr(section, head)
+        holders.append((section, name))
+    for source in config.data.sources.values():
+        holders += [(source, "dir"), (source.noise, "dir")]
+    for section, name in holders:
         value = getattr(section, name)
         setattr(section, name, os.path.abspath(value) if value else value)
+
+
+def _is_path(key: str) -> bool:
+    return key in PATHS or re.fullmatch(r"data\.sources\.[^.]+\.(noise\.)?dir", key) is not None
 
 
 def check_same_run(stored: ExperimentConfig, config: ExperimentConfig, exp_dir: Path) -> None:
@@ -190,7 +201,7 @@ def check_same_run(stored: ExperimentConfig, config: ExperimentConfig, exp_dir: 
             f"this folder holds a run of the method '{stored.method}'", where=exp_dir, mend="choose another exp_dir"
         )
     for key, old, new in _differences(configuration.to_dict(stored), configuration.to_dict(config)):
-        moved = key in PATHS and old and not Path(old).exists()
+        moved = _is_path(key) and old and not Path(old).exists()
         if key not in MAY_CHANGE and not moved:
             raise AsrkitError(
                 f"this folder holds a run with other settings: {key} is {old!r} there and {new!r} here",

@@ -24,6 +24,7 @@ from asrkit.files import held_alone, remove_parts, write_text
 from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
+from asrkit.randomness import utterance_key
 from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
@@ -357,16 +358,24 @@ def _texts(config: ExperimentConfig) -> Iterator[str]:
 def _streams(config: ExperimentConfig, units: Units | None, engine: TrainingEngine) -> dict[str, Stream]:
     streams = {}
     ranks = engine.ranks
-    for name in METHODS[config.method].streams:
-        section = getattr(config.data, name)
+    wanted = METHODS[config.method].streams
+    sections = config.data.streams(wanted)
+    if not sections:
+        mend = "name streams and their sets, e.g. data.sources.NAME.sets=[train-clean-100]"
+        raise AsrkitError(f"{config.method} needs data.sources, which is empty", where=config.exp_dir, mend=mend)
+    for name, section in sections.items():
+        key = f"data.{name}" if name in wanted else f"data.sources.{name}"
         if not section.sets:
             raise AsrkitError(
-                f"{config.method} needs the {name} stream, but data.{name}.sets is empty",
+                f"{config.method} needs the {name} stream, but {key}.sets is empty",
                 where=config.exp_dir,
-                mend=f"name prepared sets, e.g. data.{name}.sets=[train-clean-100]",
+                mend=f"name prepared sets, e.g. {key}.sets=[train-clean-100]",
             )
         targets = units if name == "labelled" else None
-        streams[name] = Stream(section, config.data, targets, config.seed, ranks.rank, ranks.world_size, engine.device)
+        # A source is in the order that its name gives it, whichever others there are.
+        salt = None if name in wanted else utterance_key(name) & (1 << 63) - 1
+        place = (ranks.rank, ranks.world_size, engine.device)
+        streams[name] = Stream(section, config.data, targets, config.seed, *place, salt)
     return streams
 
 

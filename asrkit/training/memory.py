@@ -85,7 +85,7 @@ class MemoryGuard:
             name: [p for batch in each for p in _until_below(batch, largest // 2 + 1)] for name, each in batches.items()
         }
         if not again.possible or all(len(parts[name]) == len(batches[name]) for name in batches):
-            mend = "an utterance does not fit: see data.*.max_seconds and data.unlabelled.crop_seconds"
+            mend = "an utterance does not fit: see the stream's max_seconds and crop_seconds"
             if not again.possible:
                 mend = "lower data.batch_seconds: the result stays the same"
             raise AsrkitError(f"out of memory, {what}: {problem}", mend=mend)

@@ -8,19 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from study import Run, Study, load, points, slug
+from keeping import CURVE, keep, keep_curve
+from study import Pretraining, Run, Study, load, points, pretraining_of, slug
 from study_tables import write_tables
 
 from asrkit.analysis.results import collect, markdown, write_results
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
-from asrkit.text.speakers import by_speaker, guess_speakers
-from asrkit.text.wer import read_transcripts, score
 
 HOME = Path(__file__).resolve().parent
 ROOT = HOME.parents[1]
@@ -34,51 +33,63 @@ class Runner:
         self.results: Path = options.results_dir
 
     def everything(self) -> None:
-        """Search, then run all seeds."""
+        """Prepare, pre-train, search, then run all seeds."""
         chosen = [name for name in self.recipes if self.options.only in name]
-        self._prepare(chosen)
-        owners = dict.fromkeys(self.recipes[name].settings_of or name for name in chosen)
-        self._all([run for name in owners for run in self._searched(name)], self.study.subsets[:1], "search")
+        searching = bool(self.study.search.grid)
+        if searching and self.options.part != (1, 1):
+            raise AsrkitError("--part: this study searches first, which parts cannot share")
+        owners = dict.fromkeys(self.recipes[name].settings_of or name for name in chosen) if searching else {}
+        self._prepare()
+        if self.options.prepare:
+            return
+        tried = [run for name in owners for run in self._searched(name)]
+        # Seed by seed, so that an early stop leaves all recipes with about as many.
+        conditions = self.study.conditions
+        plan = [(name, here, seed) for name in chosen for here in conditions for seed in self.recipes[name].seeds]
+        plan.sort(key=lambda one: one[2])
+        part, parts = self.options.part
+        # Runs that may share a pre-training belong to one part.
+        groups = list(dict.fromkeys((condition, seed) for _, condition, seed in plan))
+        mine = set(groups[part - 1 :: parts])
+        plan = [one for one in plan if one[1:] in mine]
+        self._pretrain([run.pretraining for run in [*tried, *(self._run(*one[:2], 0, one[2]) for one in plan)]])
+        if searching:
+            self._all(tried, self.study.subsets[:1], "search")
         for name in owners:
             self._choose(name)
-        runs = [self._run(name, self._chosen(name), seed) for name in chosen for seed in self.recipes[name].seeds]
-        # Seed by seed, so that an early stop leaves all recipes with about as many.
-        runs.sort(key=lambda run: run.seed)
+        runs = [self._run(name, condition, self._chosen(name), seed) for name, condition, seed in plan]
         self._all(runs, self.study.subsets, "runs")
 
-    def _prepare(self, names: Sequence[str]) -> None:
-        """Prepare the data, and pre-train once for all recipes that start from it, and for each that has its own."""
-        starting = [self.recipes[name] for name in names if "--init" not in self.recipes[name].arguments]
-        pretrain = any(not recipe.pretraining for recipe in starting)
-        shared = ["--stop-stage", "2" if pretrain else "1", "--exp-dir", str(self.options.exp_dir / "shared")]
-        self._call([*self.study.arguments, *shared, "--", *self.study.pretraining], "shared")
-        own = [name for name in names if self.recipes[name].pretraining]
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(self._pretrain, own))
+    def _prepare(self) -> None:
+        """Prepare the data of all conditions."""
+        for name in dict.fromkeys(condition.data for condition in self.study.conditions.values()):
+            condition = next(key for key, one in self.study.conditions.items() if one.data == name)
+            shared = ["--stop-stage", "1", "--exp-dir", str(self.options.exp_dir / "shared")]
+            self._call([*self.study.arguments, *shared], f"data {name}".strip(), condition)
 
-    def _pretrain(self, name: str) -> None:
-        only = ["--stage", "2", "--stop-stage", "2", "--exp-dir", str(self._start(name).parent)]
-        overrides = [*self.study.pretraining, *self.recipes[name].pretraining]
-        self._call([*self.study.arguments, *only, "--", *overrides], f"{slug(name)}, pre-training")
+    def _pretrain(self, wanted: Iterable[Pretraining | None]) -> None:
+        """Do the pre-trainings that runs start from."""
+        calls = []
+        for one in dict.fromkeys(one for one in wanted if one is not None):
+            stage = ["--stage", "2", "--stop-stage", "2", "--seed", str(one.seed)]
+            place = ["--exp-dir", str(self.options.exp_dir / one.folder), "--", *one.overrides]
+            calls.append(partial(self._call, [*self.study.arguments, *stage, *place], one.folder, one.condition))
+        self._at_once(calls)
 
-    def _start(self, name: str) -> Path:
-        """Return the pre-trained model that a recipe starts from."""
-        return self.options.exp_dir / (slug(name) if self.recipes[name].pretraining else "shared") / "pretrain"
-
-    def _run(self, name: str, point: int, seed: int) -> Run:
+    def _run(self, name: str, condition: str, point: int, seed: int) -> Run:
         recipe = self.recipes[name]
         stage = (self.recipes[recipe.settings_of] if recipe.settings_of else recipe).stage
-        overrides = (*points(self.study, stage)[point], *recipe.overrides)
-        arguments = list(recipe.arguments)
-        if "--init" not in arguments:
-            arguments += ["--init", str(self._start(name))]
-        return Run(name, point, seed, tuple(arguments), overrides)
+        here = self.study.conditions[condition].overrides
+        overrides = (*points(self.study, stage)[point], *self.study.overrides, *recipe.overrides, *here)
+        start = None if "--init" in recipe.arguments else pretraining_of(self.study, name, condition, seed)
+        return Run(name, condition, point, seed, start, tuple(recipe.arguments), overrides)
 
     def _searched(self, name: str) -> list[Run]:
         if self._search_file(name).is_file():
             return []
         choices = points(self.study, self.recipes[name].stage)
-        return [self._run(name, point, self.recipes[name].seeds[0]) for point in range(len(choices))]
+        first = next(iter(self.study.conditions))
+        return [self._run(name, first, point, self.recipes[name].seeds[0]) for point in range(len(choices))]
 
     def _search_file(self, name: str) -> Path:
         return self.results / slug(name) / "search.json"
@@ -96,6 +107,8 @@ class Runner:
         write_text(self._search_file(name), json.dumps(report, indent=1) + "\n")
 
     def _chosen(self, name: str) -> int:
+        if not self.study.search.grid:
+            return 0
         owner = self.recipes[name].settings_of or name
         return int(json.loads(self._search_file(owner).read_text())["chosen"])
 
@@ -106,14 +119,18 @@ class Runner:
         return folders[0]
 
     def _kept(self, run: Run, subset: str, name: str) -> Path:
-        return self.results / slug(run.recipe) / subset / f"seed{run.seed}" / name / "results.json"
+        return self.results / run.cell / subset / f"seed{run.seed}" / name / "results.json"
 
     def _all(self, runs: Sequence[Run], subsets: Sequence[str], what: str) -> None:
-        """Run what is not finished, several at a time; the first failure lets those that run end, and no other begin."""
+        """Run what is not finished."""
         open_runs = [run for run in runs if not self._finished(run, subsets, what)]
         print(f"{what}: {len(runs)}, of which finished {len(runs) - len(open_runs)}", flush=True)
+        self._at_once([partial(self._carry_out, run, subsets, what) for run in open_runs])
+
+    def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Do several things at a time; the first failure lets those that run end, and no other begin."""
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            futures = [pool.submit(self._carry_out, run, subsets, what) for run in open_runs]
+            futures = [pool.submit(call) for call in calls]
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
                 if future.done() and future.exception() is not None:
@@ -130,53 +147,61 @@ class Runner:
         for subset in subsets:
             folder = self.options.exp_dir / run.folder
             arguments = [*self.study.arguments, *run.arguments, "--subset", subset, "--seed", str(run.seed)]
+            pretrained = self._pretrained(run)
+            if pretrained is not None:
+                arguments += ["--init", str(pretrained)]
             arguments += ["--stage", "3", "--stop-stage", "5", "--exp-dir", str(folder), "--", *run.overrides]
-            self._call(arguments, f"{run.folder}, {subset}")
+            self._call(arguments, f"{run.folder}, {subset}", run.condition)
             if what == "runs":
-                for name in self.study.sets:
-                    self._keep(run, subset, name)
+                self._keep(run, subset)
 
-    def _call(self, arguments: Sequence[str], title: str) -> None:
+    def _pretrained(self, run: Run) -> Path | None:
+        """Return the experiment that stage 2 made for a run; its name is that of the method."""
+        if run.pretraining is None:
+            return None
+        folders = sorted((self.options.exp_dir / run.pretraining.folder).glob("*/checkpoints/last"))
+        if len(folders) != 1:
+            raise AsrkitError(
+                "no pre-trained model", where=self.options.exp_dir / run.pretraining.folder, mend="see its log"
+            )
+        return folders[0].parents[1]
+
+    def _call(self, arguments: Sequence[str], title: str, condition: str) -> None:
         log = self.options.exp_dir / "logs" / f"{slug(title)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        here = self.study.conditions[condition]
         split = arguments.index("--") if "--" in arguments else len(arguments)
-        command = ["bash", str(HOME / "run.sh"), *arguments[:split], "--data-dir", str(self.options.data_dir)]
+        command = ["bash", str(HOME / "run.sh"), *arguments[:split], *here.arguments, *self.options.run_arguments]
+        command += ["--data-dir", str(self.options.data_dir / here.data)]
         if self.options.corpus_dir is not None:
-            command += ["--corpus-dir", str(self.options.corpus_dir.absolute())]
+            command += ["--corpus-dir", str(self.options.corpus_dir.absolute() / here.data)]
+        overrides = [word.replace("DATA/", f"{self.options.data_dir}/") for word in arguments[split:]]
         threads = str(max(1, len(os.sched_getaffinity(0)) // self.options.jobs))
         with open(log, "a", encoding="utf-8") as file:
             file.write(" ".join(command) + "\n")
             file.flush()
             done = subprocess.run(
-                [*command, *arguments[split:]], stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": threads}
+                [*command, *overrides], stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": threads}
             )
         if done.returncode:
             raise AsrkitError(f"run.sh ended with status {done.returncode}", where=log, mend="see the end of that file")
         print(f"  done: {title}", flush=True)
 
-    def _keep(self, run: Run, subset: str, name: str) -> None:
-        """Copy a run's results, and each speaker's errors, which the intervals are drawn from."""
-        source = self._decoded(run, subset, name).parent
-        target = self._kept(run, subset, name)
-        hypotheses = read_transcripts(source / "hyp.trans.txt")
-        scored = score(read_transcripts(source / "ref.trans.txt"), hypotheses)
-        totals = by_speaker(scored, guess_speakers(hypotheses))
-        lines = [f"{speaker}\t{counts.word_errors}\t{counts.words}\n" for speaker, counts in sorted(totals.items())]
-        write_text(target.with_name("speakers.tsv"), "speaker\terrors\twords\n" + "".join(lines))
-        result = json.loads((source / "results.json").read_text(encoding="utf-8"))
-        # The folder says nothing to anyone else.
-        result["model"] = run.folder
-        result["training_seconds"] = self._training_seconds(run, subset)
-        write_text(target, json.dumps(result, indent=1) + "\n")
-
-    def _training_seconds(self, run: Run, subset: str) -> float:
-        """Return what the run's stages took, as their logs say; the shared pre-training apart."""
-        total = 0.0
-        for metrics in (self.options.exp_dir / run.folder).glob("*/metrics.jsonl"):
-            if metrics.parent.name.endswith(f"_{subset}") or not _is_last_stage(metrics.parent, self.study.subsets):
-                rows: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text().splitlines()]
-                total += max((row.get("seconds", 0.0) for row in rows), default=0.0)
-        return round(total, 1)
+    def _keep(self, run: Run, subset: str) -> None:
+        """Keep a run's results, and how it came there."""
+        folder = self.options.exp_dir / run.folder
+        last = self._decoded(run, subset, self.study.sets[0]).parents[3]
+        others = [
+            path.parent
+            for path in folder.glob("*/metrics.jsonl")
+            if not _is_last_stage(path.parent, self.study.subsets)
+        ]
+        stages = [*sorted(others), last]
+        for name in self.study.sets:
+            target = self._kept(run, subset, name)
+            # Without a curve a run is not finished yet, so it comes before the results.
+            keep_curve(stages, target.parents[1] / CURVE)
+            keep(run, self._decoded(run, subset, name).parent, target, stages, self._pretrained(run))
 
 
 def _is_last_stage(folder: Path, subsets: Iterable[str]) -> bool:
@@ -197,6 +222,13 @@ def every_table(options: argparse.Namespace) -> None:
         write_results(output, markdown(collect([HOME / "results" / "decoding"])))
 
 
+def _part(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise AsrkitError(f"--part {text}: such as 2/9, the second of nine")
+
+
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="compare.sh", add_help=False)
@@ -206,7 +238,11 @@ def main() -> int:
     for name in ("--corpus-dir", "--data-dir", "--exp-dir", "--results-dir", "--output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--tables", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--part", default="1/1")
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:split])
+    options.run_arguments = sys.argv[split + 1 :]
     try:
         if options.study is None:
             every_table(options)
@@ -217,10 +253,13 @@ def main() -> int:
         options.results_dir = (options.results_dir or HOME / "results" / name).absolute()
         if options.jobs < 1:
             raise AsrkitError(f"--jobs {options.jobs}: at least 1")
+        options.part = _part(options.part)
         if shutil.which("asrkit") is None and not options.tables:
             raise AsrkitError("the command asrkit is not installed", mend="bash scripts/install.sh")
         if not options.tables:
             Runner(study, options).everything()
+        if options.prepare or (options.part != (1, 1) and not options.tables):
+            return 0
         write_tables(name, study, options.results_dir, options.output or ROOT / "RESULTS.md")
     except AsrkitError as error:
         print(f"compare.sh: {error}", file=sys.stderr)

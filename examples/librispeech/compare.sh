@@ -17,6 +17,9 @@
 #   --results-dir DIR    what is kept (examples/librispeech/results/STUDY)
 #   --output FILE        where the tables go (RESULTS.md); the plot goes beside the results
 #   --tables             run nothing
+#   --prepare            prepare the data and stop
+#   --part K/N           of N parts of the runs (by condition and seed) only the K-th, and no tables: for jobs on several machines
+#   -- FLAG …            further flags for run.sh, such as --nproc 8
 #
 # Run it again with the same arguments to go on after an interruption. The study's file says what is compared, which settings
 # each recipe may choose from, and by which dev set.

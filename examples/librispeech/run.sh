@@ -15,12 +15,14 @@
 #                               2 pre-train (skipped with --init)   3 the method's own stage (none for finetune)
 #                               4 fine-tune on --subset             5 decode dev and test sets    6 score and report
 #   --corpus NAME               mini or librispeech (mini)
-#   --corpus-dir DIR            holds LibriSpeech/ and perhaps librispeech_finetuning/ (corpora/CORPUS)
+#   --domain NAME               of the corpus mini: slow, fast or noisy, a smaller corpus of one kind of speech
+#   --corpus-dir DIR            holds LibriSpeech/ and perhaps librispeech_finetuning/ (corpora/CORPUS, or corpora/CORPUS_DOMAIN)
 #   --download                  fetch into --corpus-dir what is missing there; without --corpus-dir this is the default
 #   --method NAME               finetune: pre-train, fine-tune (the default)
 #                               wav2vec_s: pre-train, wav2vec-S with labels of --source, fine-tune
 #                               supervised: pre-train, CTC on the labels of --source alone, fine-tune (wav2vec-S's control)
 #                               bl_just, weighted_sum: both losses in one run from random weights, labels of --subset
+#   --pretraining NAME          the method of stage 2: pretrain, or heterogeneous, on the sources of its configuration (pretrain)
 #   --config NAME               a folder of conf/: mini, study or librispeech (CORPUS)
 #   --size NAME                 mini, small, base or large, as far as conf/CONFIG has it (mini; librispeech: base)
 #   --source NAME               labels of stage 3, for methods that have some of their own: a subset (100h; mini: 9h)
@@ -34,7 +36,7 @@
 #                               (LibriSpeech's own 4-gram, or a 3-gram for little memory, fetched in stage 0) (none). Stage 0
 #                               also fetches the lexicon of units.lexicon=CORPUS_DIR/lm/librispeech-lexicon.txt
 #   --seed N                    (1)
-#   --data-dir DIR              prepared data (data/CORPUS)
+#   --data-dir DIR              prepared data (data/CORPUS, or data/CORPUS_DOMAIN)
 #   --exp-dir DIR               experiments (exp/CORPUS_CONFIG_SIZE_seedN)
 #   --nproc N                   processes, one per GPU (1)
 #   --nnodes N                  machines that train together (1). Each runs this command, with folders that all of them share; the
@@ -79,14 +81,14 @@ one_of() {
     case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
 }
 
-stage=0 stop_stage=6 corpus=mini corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h follow=fairseq
+stage=0 stop_stage=6 corpus=mini domain="" pretraining=pretrain corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h follow=fairseq
 init="" lm=none seed=1 data_dir="" exp_dir="" nproc=1 nnodes=1 node_rank="" master="" overrides=()
 while [ $# -gt 0 ]; do
     flag=$1
     shift
     case $flag in
-    --stage | --stop-stage | --corpus | --corpus-dir | --method | --config | --size | --source | --subset | --follow | --init | \
-        --lm | --seed | --data-dir | --exp-dir | --nproc | --nnodes | --node-rank | --master)
+    --stage | --stop-stage | --corpus | --domain | --corpus-dir | --method | --pretraining | --config | --size | --source | \
+        --subset | --follow | --init | --lm | --seed | --data-dir | --exp-dir | --nproc | --nnodes | --node-rank | --master)
         [ $# -gt 0 ] && [ -n "$1" ] && [ "${1#--}" = "$1" ] || die "$flag needs a value (see run.sh --help)"
         name=${flag#--}
         printf -v "${name//-/_}" %s "$1"
@@ -106,6 +108,8 @@ while [ $# -gt 0 ]; do
 done
 
 one_of --corpus "$corpus" mini librispeech
+[ -z "$domain" ] || [ "$corpus" = mini ] || die "--domain $domain: only the corpus mini has domains"
+one_of --pretraining "$pretraining" pretrain heterogeneous
 config=${config:-$corpus}
 one_of --config "$config" $(cd "$root/conf" && printf '%s\n' */ | tr -d /)
 case $config in mini | study) size=${size:-mini} ;; *) size=${size:-base} ;; esac
@@ -164,7 +168,7 @@ esac
 methods=()
 for file in "$conf"/*_"$size".yaml; do
     name=$(basename "$file" "_$size.yaml")
-    case $name in model | pretrain | pretrain_* | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
+    case $name in model | pretrain | pretrain_* | heterogeneous | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
 done
 one_of --method "$method" "${methods[@]}"
 # config_of NAME SUBSET prints the configuration of a stage: the subset's own where there is one.
@@ -206,13 +210,13 @@ esac
 case $follow-$route-$own in
 paper-joint-* | paper-*-scratch) die "--follow paper: this run has no fine-tuning of a pre-trained model" ;;
 esac
-pretrain_config=$conf/pretrain_$size.yaml
+pretrain_config=$conf/${pretraining}_$size.yaml
 [ -n "$init" ] || [ -f "$pretrain_config" ] || die "no configuration $pretrain_config"
 
 # A method's own section exists in the configuration of its stage only; what a flag sets is not set twice.
 stages=("$method")
 [ "$route" != refine ] || stages+=(finetune)
-[ -n "$init" ] || stages+=(pretrain)
+[ -n "$init" ] || stages+=("$pretraining")
 for override in "${overrides[@]}"; do
     key=${override%%=*}
     case $override in [a-z]*=*) ;; *) die "'$override' behind -- is not KEY=VALUE" ;; esac
@@ -221,7 +225,7 @@ for override in "${overrides[@]}"; do
     exp_dir | data.dir) die "'$override' behind --: use --${key/[._]/-}" ;;
     data.labelled.sets) die "'$override' behind --: use --subset" ;;
     esac
-    case " pretrain ${methods[*]} " in
+    case " pretrain heterogeneous ${methods[*]} " in
     *" ${key%%.*} "*)
         case " ${stages[*]} " in
         *" ${key%%.*} "*) ;;
@@ -234,7 +238,7 @@ done
 overrides_for() {
     local override other
     for override in "${overrides[@]}"; do
-        for other in pretrain "${methods[@]}"; do
+        for other in pretrain heterogeneous "${methods[@]}"; do
             [ "$other" = "$1" ] || [ "${override%%[.=]*}" != "$other" ] || continue 2
         done
         printf '%s\n' "${override/#supervised./finetune.}"
@@ -243,12 +247,12 @@ overrides_for() {
 
 [ -n "$corpus_dir" ] || download=yes
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
-corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus}")
-data_dir=$(absolute "${data_dir:-$root/data/$corpus}")
-exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}_${config}_${size}_seed$seed}")
+corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus${domain:+_$domain}}")
+data_dir=$(absolute "${data_dir:-$root/data/$corpus${domain:+_$domain}}")
+exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}${domain:+_$domain}_${config}_${size}_seed$seed}")
 case $init in "" | scratch) ;; *) init=$(absolute "$init") ;; esac
 case $follow in paper) variant=_paper ;; *) variant="" ;; esac
-pretrained=$exp_dir/pretrain refined="" tuned=$exp_dir/${own}_$subset$variant
+pretrained=$exp_dir/$pretraining refined="" tuned=$exp_dir/${own}_$subset$variant
 if [ "$route" = refine ]; then
     # With random weights at its beginning a run is another one.
     case $init in scratch) name=${method}_scratch ;; *) name=$method ;; esac
@@ -301,10 +305,11 @@ settle() {
     printf '%s\n' "${@:2}" >"$1/recipe.settings.part"
     mv "$1/recipe.settings.part" "$1/recipe.settings"
 }
-data_settings=("corpus=$corpus" "corpus_dir=$corpus_dir")
-pretrain_settings=("corpus=$corpus" "data_dir=$data_dir" "config=$config" "size=$size" "seed=$seed")
-refine_settings=("${pretrain_settings[@]}" "method=$method" "source=$source" "init=$init")
-tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init=$init")
+data_settings=("corpus=$corpus${domain:+_$domain}" "corpus_dir=$corpus_dir")
+pretrain_settings=("corpus=$corpus${domain:+_$domain}" "data_dir=$data_dir" "config=$config" "size=$size" "seed=$seed")
+start=${init:-${pretraining#pretrain}}
+refine_settings=("${pretrain_settings[@]}" "method=$method" "source=$source" "init=$start")
+tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init=$start")
 [ "$route" != refine ] || tune_settings+=("source=$source")
 
 # begin NUMBER TITLE READS WRITES is true where the stage is wanted.
@@ -413,7 +418,7 @@ if [ "$stage" -eq 0 ] && [ "$stop_stage" -ge 1 ] && [ -f "$prepared" ] && [ "$(f
     skip 1 "$data_dir is prepared (--stage 1 does it again)"
 elif begin 1 "manifests, index and units" "$corpus_dir" "$data_dir"; then
     settle "$data_dir" "${data_settings[@]}"
-    asrkit prepare "$corpus" --corpus-dir "$corpus_dir" --output-dir "$data_dir"
+    asrkit prepare "$corpus" ${domain:+--domain "$domain"} --corpus-dir "$corpus_dir" --output-dir "$data_dir"
     folders >"$prepared"
     finish 1
 fi
@@ -423,7 +428,7 @@ if [ -n "$init" ]; then
 elif begin 2 "pre-training on all speech, without its transcripts" "$data_dir" "$pretrained"; then
     agree "$data_dir" "${data_settings[0]}"
     settle "$pretrained" "${pretrain_settings[@]}"
-    train pretrain "$pretrain_config" "$pretrained"
+    train "$pretraining" "$pretrain_config" "$pretrained"
     finish 2
 fi
 

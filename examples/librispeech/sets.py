@@ -1,4 +1,4 @@
-"""Print the unlabelled and the dev sets of a configuration: `python sets.py CONFIG.yaml [KEY=VALUE …]`."""
+"""Print unlabelled sets, those of all sources too, and dev sets of a configuration: `python sets.py CONFIG.yaml [KEY=VALUE …]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def main() -> int:
     except AsrkitError as error:
         print(error, file=sys.stderr)
         return 2
-    print(*data.get("unlabelled", {}).get("sets", []), *data.get("dev", []))
+    streams = [data.get("unlabelled", {}), *data.get("sources", {}).values()]
+    # What lies in a folder of its own is prepared elsewhere.
+    print(
+        *(name for stream in streams if not stream.get("dir") for name in stream.get("sets", [])), *data.get("dev", [])
+    )
     return 0
 
 

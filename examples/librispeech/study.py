@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asrkit import config
-from asrkit.errors import AsrkitError
+from asrkit.errors import AsrkitError, nearest
+
+PLOTS = ("dots", "updates", "all_updates", "minutes")
 
 
 @dataclass
@@ -32,10 +34,24 @@ class Recipe:
     """Of run.sh."""
     overrides: list[str] = field(default_factory=list)
     """KEY=VALUE for run.sh, in addition to those that the search chooses."""
+    pretraining: list[str] = field(default_factory=list)
+    """KEY=VALUE for a pre-training of its own, in addition to those of the study; empty = the one that recipes share."""
     settings_of: str = ""
     """Another recipe whose choice this one takes over instead of searching: for ablations."""
+
+
+@dataclass
+class Condition:
+    """What all recipes go through in turn: an amount of untranscribed speech, a domain to adapt to."""
+
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE for its runs."""
     pretraining: list[str] = field(default_factory=list)
-    """KEY=VALUE for a pre-training of this recipe's own, in addition to the study's; without any it starts from the shared one."""
+    """KEY=VALUE for a pre-training of its own; empty = the one that conditions share."""
+    data: str = ""
+    """Its prepared data, a folder in --data-dir; empty = --data-dir itself."""
+    arguments: list[str] = field(default_factory=list)
+    """Of run.sh, where its data is prepared and used."""
 
 
 @dataclass
@@ -47,7 +63,19 @@ class Study:
     arguments: list[str] = field(default_factory=list)
     """Of run.sh, for all runs."""
     pretraining: list[str] = field(default_factory=list)
-    """KEY=VALUE for the pre-training that the recipes share."""
+    """KEY=VALUE for the pre-training that the recipes share; DATA/ stands for --data-dir."""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE for all runs, the pre-training apart; recipes and conditions may say otherwise."""
+    pretraining_per_seed: bool = False
+    """Pre-train with every seed that recipes have, instead of once with seed 1."""
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    """By name, in the order of the table; empty = one without a name. The search uses the first."""
+    axis: str = "condition"
+    """What the conditions are: heading of their column."""
+    target_wer: float = 0.0
+    """WER in percent, on dev, to which the table with conditions counts updates."""
+    plot: str = "dots"
+    """dots: the WER of all seeds; updates, all_updates or minutes: WER on dev over these (all: with pre-training)."""
     subsets: list[str] = field(default_factory=list)
     """Labels of the last stage; the search uses the first."""
     sets: list[str] = field(default_factory=list)
@@ -61,19 +89,39 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """A pre-training, which several runs may start from."""
+
+    folder: str
+    """Name of its experiment folder."""
+    condition: str
+    """Whose data are at hand."""
+    seed: int
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """One call of run.sh per subset, in a folder of its own."""
 
     recipe: str
+    condition: str
     point: int
     seed: int
+    pretraining: Pretraining | None
+    """Where it starts; None where its arguments say so."""
     arguments: tuple[str, ...]
     overrides: tuple[str, ...]
 
     @property
+    def cell(self) -> str:
+        """Name of the folder of its recipe and condition."""
+        return place(self.recipe, self.condition)
+
+    @property
     def folder(self) -> str:
         """Name of its experiment folder."""
-        return f"{slug(self.recipe)}/point{self.point}_seed{self.seed}"
+        return f"{self.cell}/point{self.point}_seed{self.seed}"
 
 
 def load(name: str, home: Path) -> tuple[str, Study]:
@@ -85,6 +133,9 @@ def load(name: str, home: Path) -> tuple[str, Study]:
     path = Path(name) if name.endswith(".yaml") else home / "studies" / f"{name}.yaml"
     study = config.load(Study, path)
     recipes = study.recipes
+    study.conditions = study.conditions or {"": Condition()}
+    if study.plot not in PLOTS:
+        raise AsrkitError(f"plot is '{study.plot}'", where=path, mend=nearest(study.plot, PLOTS))
     if not recipes or not study.subsets or not study.sets:
         raise AsrkitError("a study needs recipes, subsets and sets", where=path)
     for key, recipe in recipes.items():
@@ -103,6 +154,22 @@ def points(study: Study, stage: str) -> list[tuple[str, ...]]:
     """Return the combinations of the grid's alternatives, as overrides of a stage; one empty one without a grid."""
     combinations = itertools.product(*study.search.grid)
     return [tuple(word.replace("STAGE", stage) for part in choice for word in part.split()) for choice in combinations]
+
+
+def pretraining_of(study: Study, recipe: str, condition: str, seed: int) -> Pretraining:
+    """Return the pre-training that a run of a recipe starts from."""
+    own, here = study.recipes[recipe].pretraining, study.conditions[condition].pretraining
+    name = "_".join(filter(None, ["shared", own and slug(recipe), here and slug(condition)]))
+    # Without settings of its own, a condition is at home in the data of the first.
+    home = condition if here else next(iter(study.conditions))
+    seeded = study.pretraining_per_seed
+    overrides = (*study.pretraining, *own, *here)
+    return Pretraining(f"{name}_seed{seed}" if seeded else name, home, seed if seeded else 1, overrides)
+
+
+def place(recipe: str, condition: str) -> str:
+    """Return the name of the folder that a recipe's results under a condition have."""
+    return "/".join(filter(None, [slug(recipe), slug(condition)]))
 
 
 def slug(name: str) -> str:

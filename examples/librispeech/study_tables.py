@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from study import Recipe, Study, points, slug
+from curves import AXES, condition_table, draw_curves
+from study import Recipe, Study, place, points, slug
 
 from asrkit.analysis.results import Row, collect, markdown_table, percent, write_results
 from asrkit.analysis.seeds import difference_over_seeds
@@ -63,38 +64,87 @@ def write_tables(name: str, study: Study, results: Path, output: Path) -> None:
     Raises:
         AsrkitError: if there are no results yet, or the file lacks the markers of this part.
     """
+    plot = results / "plot.png"
+    parts = _by_condition(study, results, plot) if len(study.conditions) > 1 else _by_subset(study, results, plot)
+    if not parts:
+        raise AsrkitError("no results of this study yet", where=results, mend="compare.sh without --tables")
+    legend = "Word error rates of all seeds"
+    if study.plot != "dots":
+        legend = f"Word error rates on dev over {AXES[study.plot]}"
+    parts += [
+        f"![{legend}]({os.path.relpath(plot, output.parent)})\n",
+        "± is the sample standard deviation over n seeds. " + _explained(study),
+        _searches(study, study.recipes, results),
+    ]
+    write_results(output, "\n".join(filter(None, [f"## {study.title}\n", *parts])), name)
+
+
+def _by_condition(study: Study, results: Path, plot: Path) -> list[str]:
+    """Return a table of all conditions and recipes for each set and subset, and draw how they learn."""
+    parts: list[str] = []
+    told: list[Cell] = []
+    keys = [(condition, recipe) for condition in study.conditions for recipe in study.recipes]
+    for test in study.sets:
+        for subset in study.subsets:
+            found = {key: read_cell(results / place(key[1], key[0]) / subset, test) for key in keys}
+            cells = {key: cell for key, cell in found.items() if cell is not None}
+            if not cells:
+                continue
+            told += cells.values()
+            rows = {key: cell.row for key, cell in cells.items()}
+            parts += [f"### {test}, labels {subset}\n", condition_table(study, rows, results, subset, test)]
+            draw_curves(study, rows, results, subset, plot)
+    return [_about(told), *parts] if parts else []
+
+
+def _by_subset(study: Study, results: Path, plot: Path) -> list[str]:
+    """Return a table of all recipes for each set and subset, and draw their results."""
     recipes = study.recipes
+    condition = next(iter(study.conditions))
     cells = {
         (recipe, subset, test): cell
         for recipe in recipes
         for subset in study.subsets
         for test in study.sets
-        if (cell := read_cell(results / slug(recipe) / subset, test)) is not None
+        if (cell := read_cell(results / place(recipe, condition) / subset, test)) is not None
     }
     if not cells:
-        raise AsrkitError("no results of this study yet", where=results, mend="compare.sh without --tables")
-    plot = results / "plot.png"
-    draw(study, recipes, cells, plot)
-    parts = [f"## {study.title}\n", _about(cells)]
+        return []
+    if study.plot == "dots":
+        draw(study, recipes, cells, plot)
+    else:
+        _, subset, test = list(cells)[-1]
+        rows = {(condition, recipe): cell.row for (recipe, *where), cell in cells.items() if where == [subset, test]}
+        draw_curves(study, rows, results, subset, plot)
+    parts = [_about(cells.values())]
     for test in study.sets:
         for subset in study.subsets:
-            rows = [
+            lines = [
                 _line(recipe, cells, recipes, subset, test) for recipe in recipes if (recipe, subset, test) in cells
             ]
-            if rows:
-                parts += [f"### {test}, labels {subset}\n", markdown_table(HEADINGS, rows, right=RIGHT)]
+            if lines:
+                parts += [f"### {test}, labels {subset}\n", markdown_table(HEADINGS, lines, right=RIGHT)]
                 parts += [
                     _pair(cells[one, subset, test], cells[other, subset, test], one, other)
                     for one, other in study.pairs
                     if {(one, subset, test), (other, subset, test)} <= set(cells)
                 ]
-    parts += [
-        f"![Word error rates of all seeds]({os.path.relpath(plot, output.parent)})\n",
-        "± is the sample standard deviation over n seeds. The interval is of the difference in WER from the first recipe, in "
-        "points: a paired bootstrap over speakers and seeds. Minutes are what training took, the shared pre-training apart.\n",
-        _searches(study, recipes, results),
-    ]
-    write_results(output, "\n".join(filter(None, parts)), name)
+    return parts
+
+
+def _explained(study: Study) -> str:
+    """Return what the columns mean."""
+    if len(study.conditions) == 1:
+        return (
+            "The interval is of the difference in WER from the first recipe, in points: a paired bootstrap over speakers and "
+            "seeds. Minutes are what training took, the shared pre-training apart.\n"
+        )
+    reached = (
+        "Updates to a WER are counted to the first look at dev that finds it, a mean over the seeds that got there. "
+    )
+    return (
+        reached if study.target_wer else ""
+    ) + "Updates and minutes are those of training, the pre-training apart.\n"
 
 
 def _line(
@@ -118,8 +168,8 @@ def _pair(one: Cell, other: Cell, name: str, other_name: str) -> str:
     return f"*{name}* against *{other_name}*: {change}, 95 % interval {span} points.\n"
 
 
-def _about(cells: Mapping[tuple[str, str, str], Cell]) -> str:
-    results = [result for cell in cells.values() for result in cell.row.results]
+def _about(cells: Iterable[Cell]) -> str:
+    results = [result for cell in cells for result in cell.row.results]
     sets = {(result.set, result.utterances, result.words) for result in results}
     listed = ", ".join(f"{name} ({utterances} utterances, {words} words)" for name, utterances, words in sorted(sets))
 
@@ -165,13 +215,15 @@ def draw(study: Study, recipes: Mapping[str, Recipe], cells: Mapping[tuple[str, 
         squeeze=False,
     )
     for axis, subset in zip(axes[0], shown, strict=False):
-        for place, name in enumerate(names):
+        for number, name in enumerate(names):
             cell = cells.get((name, subset, test))
             if cell is None:
                 continue
             rates: Sequence[float] = [100 * result.wer for result in cell.row.results]
-            axis.plot(rates, [place] * len(rates), "o", color=f"C{place % 10}", alpha=0.6, markeredgewidth=0)
-            axis.plot([100 * cell.row.mean("wer")] * 2, [place - 0.3, place + 0.3], color=f"C{place % 10}", linewidth=2)
+            axis.plot(rates, [number] * len(rates), "o", color=f"C{number % 10}", alpha=0.6, markeredgewidth=0)
+            axis.plot(
+                [100 * cell.row.mean("wer")] * 2, [number - 0.3, number + 0.3], color=f"C{number % 10}", linewidth=2
+            )
         axis.set_title(f"labels {subset}")
         axis.set_xlabel(f"WER % on {test}")
         axis.set_xlim(left=0)

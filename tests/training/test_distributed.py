@@ -38,6 +38,9 @@ COMPARED = {
     "grad_cosine",
     "grad_norm_sup",
     "grad_norm_unsup",
+    "loss/plain",
+    "loss/slow",
+    "loss_before_inner",
 }
 LAYER_DROP = {**STILL, "layer_drop": 0.3}
 
@@ -57,11 +60,13 @@ def recipes(speech: Path) -> dict[str, dict[str, Any]]:
     # Adam divides by the gradient's size: with its usual epsilon, rounding decides the sign of steps whose gradient is zero.
     exact = {"optimiser": {"epsilon": 1e-2, "clip_norm": 5.0}, "training": {"log_every": 1}}
     no_diversity = {"updates": 12, "wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
+    sources = {**no_diversity, "updates": 10}
     joint = {"ssl": {"wav2vec2": no_diversity["wav2vec2"]}}
     whole = {
         "finetune": settings("finetune", speech, encoder=LAYER_DROP, finetune={"updates": 12}, **exact),
         "pretrain": settings("pretrain", speech, encoder=LAYER_DROP, pretrain=no_diversity, **exact),
         "wav2vec_s": settings("wav2vec_s", speech, encoder=LAYER_DROP, **exact),
+        "heterogeneous": settings("heterogeneous", speech, encoder=LAYER_DROP, heterogeneous=sources, **exact),
         "bl_just": settings("bl_just", speech, encoder=LAYER_DROP, bl_just=joint, **exact),
         "family": variant("bl_just, best_rq, conditioned", speech, encoder=LAYER_DROP, **exact),
         # An utterance per update: one of two ranks is without audio every time.
@@ -76,6 +81,7 @@ LONG: dict[str, dict[str, Any]] = {
     "finetune": {"updates": 50},
     "pretrain": {"updates": 50},
     "wav2vec_s": {"updates": 50, "collapse_patience": 0},
+    "heterogeneous": {"updates": 50},
     "bl_just": {"outer_epochs": 12},
 }
 """What makes each method's run fifty updates long."""
@@ -114,7 +120,7 @@ def assert_close(one: Path, other: Path) -> None:
             assert row[key] == pytest.approx(same[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "bl_just", "family"])
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "starved", "wav2vec_s", "heterogeneous", "bl_just", "family"])
 def test_two_processes_learn_what_one_learns(together: Path, speech: Path, tmp_path: Path, name: str) -> None:
     assert train(tmp_path / name, recipes(speech)[name]) == 0
     assert checkpoint(tmp_path / name)["update"] >= 10

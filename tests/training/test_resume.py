@@ -23,7 +23,7 @@ from asrkit.methods.finetune import Finetune
 from asrkit.training.checkpoint import update_of
 from asrkit.training.log import ProgressView
 
-METHODS = ("pretrain", "finetune", "wav2vec_s", "bl_just", "weighted_sum")
+METHODS = ("pretrain", "heterogeneous", "finetune", "wav2vec_s", "bl_just", "weighted_sum")
 INTERRUPTED = 130
 
 
