@@ -223,7 +223,10 @@ def test_a_watched_page_follows_its_file_unless_paused(browser: Browser, page: P
     write_text(output, report(folders, config, refresh=0.2))
     browser.open(output.as_uri())
     write_text(output, report(folders, ReportConfig(title="after", utterances=0), refresh=0.2))
-    browser.until("document.readyState === 'complete' && document.querySelector('h1')?.textContent === 'after'")
-    browser("document.getElementById('pause').click(); window.stays = 1")
+    # Found and clicked in one go: the page may load itself again between two questions.
+    browser.until(
+        "document.readyState === 'complete' && document.querySelector('h1')?.textContent === 'after'"
+        " && document.getElementById('pause') && (document.getElementById('pause').click(), window.stays = 1)"
+    )
     browser("new Promise(done => setTimeout(done, 600))")
     assert browser("window.stays") == 1
