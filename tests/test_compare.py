@@ -333,7 +333,7 @@ def test_a_study_with_conditions_has_one_table_and_curves(conditions: Project) -
     assert list(rows)[2:] == [(c, r) for c in ("near", "far") for r in ("plain", "own start", "scratch")]
     # WER, n, updates to the target, with pre-training, all updates, minutes of either.
     assert rows["far", "plain"][1:] == ["2", "20 (1 of 2)", "40 (1 of 2)", "20", "1.0", "1.0"]
-    assert rows["near", "own start"][1:] == ["2", "40 (1 of 2)", "60 (1 of 2)", "40", "2.0", "1.0"]
+    assert rows["near", "own start"][1:] == ["2", "20 (1 of 2)", "40 (1 of 2)", "40", "2.0", "1.0"]
     assert rows["near", "scratch"][1:] == ["1", "20", "20", "20", "1.0", "0.0"]
     curve = (conditions.kept / "own_start" / "far" / "1h" / "seed1" / "curve.tsv").read_text().splitlines()
     assert curve == [

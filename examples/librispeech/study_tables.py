@@ -170,7 +170,10 @@ def _pair(one: Cell, other: Cell, name: str, other_name: str) -> str:
 
 def _about(cells: Iterable[Cell]) -> str:
     results = [result for cell in cells for result in cell.row.results]
-    sets = {(result.set, result.utterances, result.words) for result in results}
+    corpora = {str(result.values.get("corpus")) for result in results}
+    # Where a study has several corpora, each has sets of these names.
+    of = {corpus: f" of {corpus}" if len(corpora) > 1 else "" for corpus in corpora}
+    sets = {(result.set + of[str(result.values.get("corpus"))], result.utterances, result.words) for result in results}
     listed = ", ".join(f"{name} ({utterances} utterances, {words} words)" for name, utterances, words in sorted(sets))
 
     def named(key: str) -> str:
