@@ -166,7 +166,7 @@ def test_every_method_recognises_with_it(name: str) -> None:
 
 def test_files_and_streams_are_heard_with_it(speech: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "exp", variant("finetune, conditioned", speech)) == 0
-    recogniser = load(tmp_path / "exp", precision="fp32")
+    recogniser = load(tmp_path / "exp", precision="fp32", checkpoint="last")
     method = recogniser.method
     assert isinstance(method, Supervised)
     assert method.ctc.feed_back is not None
