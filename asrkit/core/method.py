@@ -24,7 +24,7 @@ class Method(nn.Module, ABC):
     encoder: Encoder
     """What all heads build on."""
     selection: tuple[str, str] = ("loss", "min")
-    """The validation metric by which `best` is chosen, and its direction: "min" or "max"."""
+    """The validation metric that `rank` goes by, and its direction: "min" or "max"."""
 
     @abstractmethod
     def groups(self) -> Mapping[str, list[nn.Parameter]]:

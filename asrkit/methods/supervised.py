@@ -110,13 +110,12 @@ class Supervised(Method):
         }
 
     def rank(self, figures: Mapping[str, float]) -> float:
-        """See `Method.rank`: the error rate, but where there are as many errors as words or more, 1 + that of the letters.
+        """See `Method.rank`: the sum of the error rates of words and letters; for phones, theirs.
 
-        A model that has learnt nothing and says nothing has a word error rate of 1, and would pass for better than one that
-        has most letters right and no word yet.
+        Words alone say little while few of them are right: a model that says nothing has a word error rate of 1, and would
+        pass for better than one that has most letters right and no word yet.
         """
-        value = super().rank(figures)
-        return value if value < 1 else 1 + figures[self.letter_rate]
+        return sum(figures[name] for name in {self.selection[0], self.letter_rate})
 
     def encode(self, batch: Batch, *, keep_layers: bool = False) -> Encoded:
         """See `Method.encode`."""

@@ -63,15 +63,15 @@ def test_a_run_may_be_the_head_alone(speech: Path, tmp_path: Path, capsys: pytes
     assert "complete at step 3, nothing to do" in capsys.readouterr().out
 
 
-def test_a_model_without_words_is_ranked_by_its_letters() -> None:
+def test_models_are_ranked_by_words_and_letters() -> None:
     method = make_method("finetune", encoder=STILL)
     figures = [
-        {"wer": 0.1, "cer": 0.9},
-        {"wer": 0.9, "cer": 0.1},
-        {"wer": 1.2, "cer": 0.5},
-        {"wer": 1.0, "cer": 0.6},
-        {"wer": 1.0, "cer": 1.0},
-        {"wer": 1.5, "cer": 1.1},
+        {"wer": 0.05, "cer": 0.01},
+        {"wer": 0.06, "cer": 0.01},
+        {"wer": 1.0, "cer": 0.4},
+        {"wer": 0.95, "cer": 0.6},
+        {"wer": 1.1, "cer": 0.6},
+        {"wer": 1.0, "cer": 1.0},  # says nothing
     ]
     assert sorted(figures, key=method.rank) == figures
 

@@ -72,7 +72,7 @@ def start_from(folder: Path, update: int, output: Path) -> None:
     for row in rows(output):
         value = next((row[name] for name in ends if name in row), None)
         if row["step"] in validated and value is not None:
-            value = value if "dev/cer" not in row or value < 1 else 1 + row["dev/cer"]
+            value += row.get("dev/cer", 0.0)
             if best is None or value <= best[0]:
                 best = (value, row["step"])
     (output / "checkpoints" / "best").unlink()
