@@ -24,7 +24,7 @@ class Method(nn.Module, ABC):
     encoder: Encoder
     """What all heads build on."""
     selection: tuple[str, str] = ("loss", "min")
-    """The validation metric that `rank` goes by, and its direction: "min" or "max"."""
+    """The validation metric that `selection_value` goes by, and its direction: "min" or "max"."""
 
     @abstractmethod
     def groups(self) -> Mapping[str, list[nn.Parameter]]:
@@ -53,7 +53,7 @@ class Method(nn.Module, ABC):
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
         """Return figures on a batch of a development set, in evaluation mode."""
 
-    def rank(self, figures: Mapping[str, float]) -> float:
+    def selection_value(self, figures: Mapping[str, float]) -> float:
         """Return what the model with the best figures on the development sets has the least of: the one `selection` names."""
         name, direction = self.selection
         return figures[name] if direction == "min" else -figures[name]

@@ -109,8 +109,8 @@ class Supervised(Method):
             "cer": Ratio(float(errors.character_errors), float(errors.characters)),
         }
 
-    def rank(self, figures: Mapping[str, float]) -> float:
-        """See `Method.rank`: the sum of the error rates of words and letters; for phones, theirs.
+    def selection_value(self, figures: Mapping[str, float]) -> float:
+        """See `Method.selection_value`: the sum of the error rates of words and letters; for phones, theirs.
 
         Words alone say little while few of them are right: a model that says nothing has a word error rate of 1, and would
         pass for better than one that has most letters right and no word yet.

@@ -255,7 +255,7 @@ class Trainer:
             return False
         self.validation_due = False
         figures = self._summed(totals.values)
-        value = self.method.rank(figures)
+        value = self.method.selection_value(figures)
         improved = value == value and (self.best is None or value <= self.best)
         if self.metrics is not None:
             self.metrics.write(

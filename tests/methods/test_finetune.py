@@ -73,7 +73,7 @@ def test_models_are_ranked_by_words_and_letters() -> None:
         {"wer": 1.1, "cer": 0.6},
         {"wer": 1.0, "cer": 1.0},  # says nothing
     ]
-    assert sorted(figures, key=method.rank) == figures
+    assert sorted(figures, key=method.selection_value) == figures
 
 
 def test_spec_augment_blanks_out_what_was_drawn() -> None:
