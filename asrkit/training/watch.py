@@ -7,6 +7,7 @@ allows hangs, or waits for one that hangs: the ranks that have come to the fewes
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -73,6 +74,7 @@ class Watch:
         self.moved = time.monotonic()
         self._told: Place | None = None
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def note(self, doing: str, step: int | None = None, phase: str | None = None) -> None:
         """Say what the process does from now on, and where in the run."""
@@ -138,13 +140,17 @@ class Watch:
         return f"{waited}: it waits for {', '.join(parts)}"
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; the process's end, also by a mistake, ends it."""
         self.moved = time.monotonic()
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        atexit.register(self.stop)
+        self._thread.start()
 
     def stop(self) -> None:
         """Cease to watch."""
         self._ended.set()
+        # A thread inside the store when the interpreter ends would abort the process. The store may be gone, hence the limit.
+        if self._thread.is_alive():
+            self._thread.join(_LAST_WORDS)
 
     def _run(self) -> None:
         while not self._ended.wait(min(_TICK, self.timeout / 4)):
