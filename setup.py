@@ -32,6 +32,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.4",
         "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.130",
         "ruff>=0.14",
         "mypy>=1.18",

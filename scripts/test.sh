@@ -16,6 +16,11 @@ for argument in "$@"; do
     *) arguments+=("$argument") ;;
     esac
 done
+if [ $# -eq 0 ]; then
+    # All of them: a file at a time to each of a few processes, which do not take each other's cores.
+    arguments+=(-n auto --maxprocesses 4 --dist loadfile)
+    export OMP_NUM_THREADS=1
+fi
 
 . scripts/env.sh
 exec python -m pytest "${arguments[@]}"
