@@ -54,6 +54,11 @@ NOTES = {
 }
 
 
+def title(kind: str) -> str:
+    """Return what the measurement of a kind is called."""
+    return f"Block, forward and backward: {kind}"
+
+
 def shape_of(kind: str, size: str) -> EncoderConfig:
     """Return the shape of a kind of block."""
     shape = SHAPES[kind]
@@ -105,7 +110,7 @@ def measure(
         "precision": engine.precision,
     }
     report(
-        f"Block, forward and backward: {kind}",
+        title(kind),
         settings,
         found,
         against(found, "asrkit"),

@@ -23,6 +23,7 @@ from asrkit.methods.finetune import Finetune, FinetuneConfig
 from asrkit.nn.encoder import Encoder
 from asrkit.nn.masking import MaskConfig
 
+TITLE = "CTC fine-tuning, an update"
 RATES = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.1, "input_dropout": 0.0}
 """Those of conf/librispeech/finetune_base.yaml."""
 MASKS = {"base": FinetuneConfig().mask, "tiny": MaskConfig(channel_probability=0.5, channel_length=8)}
@@ -39,7 +40,7 @@ def main() -> int:
     """Measure and print."""
     options = step_parser(__doc__).parse_args()
     measure(
-        "CTC fine-tuning, an update",
+        TITLE,
         options,
         lambda: make_method(options.size, options.layer_drop),
         "labelled",

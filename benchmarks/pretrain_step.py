@@ -21,6 +21,7 @@ from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
 from asrkit.methods.pretrain import Pretrain, PretrainConfig
 from asrkit.nn.encoder import Encoder
 
+TITLE = "wav2vec 2.0 pre-training, an update"
 HEADS = {"base": Wav2Vec2HeadConfig(), "tiny": Wav2Vec2HeadConfig(final_dim=16, entries=8, negatives=5)}
 
 
@@ -34,7 +35,7 @@ def main() -> int:
     """Measure and print."""
     options = step_parser(__doc__).parse_args()
     measure(
-        "wav2vec 2.0 pre-training, an update",
+        TITLE,
         options,
         lambda: make_method(options.size, options.layer_drop),
         "unlabelled",
