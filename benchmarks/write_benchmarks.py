@@ -25,7 +25,7 @@ from asrkit.files import write_text
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Benchmarks
 
-`python benchmarks/write_benchmarks.py` makes this page of the files in `benchmarks/results`, which the benchmarks' `--output` wrote.
+`python benchmarks/write_benchmarks.py` makes this page of the files in `benchmarks/results`: what benchmarks wrote by `--output`.
 Contenders take turns within one process; a row's median and quartiles are those of its rounds, a ratio's those of the ratios within
 each round. Memory is what one call holds at its peak above what was there before it: weights and the optimiser's moments are not
 in it.
