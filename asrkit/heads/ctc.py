@@ -24,6 +24,7 @@ from asrkit.decoding.greedy import greedy, to_lists
 from asrkit.errors import AsrkitError, nearest
 from asrkit.heads.head import Pass, SupervisedHead
 from asrkit.losses.ctc import ctc_loss, infeasible
+from asrkit.nn.dropout import Dropout
 from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.text.units import Units
 
@@ -83,7 +84,7 @@ class CTCHead(SupervisedHead):
         super().__init__()
         self.config = config
         self.blank = units.blank
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.project = nn.Linear(dim, len(units))
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)

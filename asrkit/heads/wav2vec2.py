@@ -19,6 +19,7 @@ from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.head import Advice, SelfSupervisedHead
 from asrkit.losses.contrastive import contrastive_loss, draw_negatives, negative_weights
+from asrkit.nn.dropout import Dropout
 from asrkit.nn.encoder import Encoded
 from asrkit.nn.lengths import inside
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask, pack, take
@@ -116,7 +117,7 @@ class Wav2Vec2Head(SelfSupervisedHead):
         super().__init__()
         self.config = config
         self.dim = dim
-        self.dropout = nn.Dropout(config.features_dropout)
+        self.dropout = Dropout(config.features_dropout)
         self.quantiser = (
             GumbelQuantiser(feature_dim, config.groups, config.entries, config.final_dim)
             if config.quantise_targets

@@ -1,8 +1,8 @@
 """Multi-head self-attention, without positions or with rotary or relative ones, over all frames or within blocks.
 
-Everything goes through scaled_dot_product_attention. Only relative positions need a bias of queries by keys; it is
-made for a tile of queries at a time and, in training, made again in the backward pass, so that memory grows with T ·
-tile.
+Everything goes through scaled_dot_product_attention, but for training on a CPU with dropout on the attention's weights or in
+half precision, where plain products are faster. These, and relative positions, need a table of queries by keys; it is made for
+a tile of queries at a time and, in training, made again in the backward pass, so that memory grows with T · tile.
 
 Block attention cuts the frames into blocks that do not overlap, from the first frame on, and makes rows of a batch of them:
 time and memory grow with T · W. It is exactly attention over all frames under a mask that hides other blocks.
@@ -14,12 +14,15 @@ Shapes: N batch, T frames, C channels, H heads, D = C / H, Q queries of a tile, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asrkit.nn.config import EncoderConfig
+from asrkit.nn.dropout import dropout
 from asrkit.nn.positions import PositionState, rotate
 
 _TILE = 512
@@ -84,7 +87,7 @@ class SelfAttention(nn.Module):
         if positions is not None and (positions.relative is not None or positions.clipped is not None):
             y = self._relative(query, key, value, mask, positions)
         else:
-            y = self._attend(query.transpose(1, 2), key, value, mask)
+            y = self._plain(query.transpose(1, 2), key, value, mask)
         y = y.transpose(1, 2).flatten(2)
         return self.output(y.reshape(rows, -1, y.size(2))[:, :frames] if cut else y)
 
@@ -124,9 +127,34 @@ class SelfAttention(nn.Module):
         distances = self.position(positions.relative.to(dtype)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
         return distances, self.content_bias.to(dtype), self.position_bias.to(dtype)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    def _plain(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from queries to keys, (N, H, T, D), where the mask is not False."""
+        if not self._by_products(query):
+            return self._attend(query, key, value, mask)
+        if mask is not None:  # added, not filled in: a fifth of the time
+            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        tiles = [(part, key, value, mask) for part in query.split(_TILE, dim=2)]
+        return _each(self._attend, tiles)
+
+    def _by_products(self, query: Tensor) -> bool:
+        """Whether plain products are faster than the fused kernel.
+
+        On a CPU the fused kernel has no dropout of its own (torch then makes tables by slower means), and its backward pass takes
+        twice as long as plain products in half precision, which are used while one tile holds the frames.
+        """
+        if query.device.type != "cpu" or not (self.training and torch.is_grad_enabled()):
+            return False
+        return self.dropout > 0 or (query.dtype.itemsize == 2 and query.size(2) <= _TILE)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Attend from Q queries (N, H, Q, D) to all keys; the bias is added to their scores, or a bool mask."""
+        probability = self.dropout if self.training else 0.0
+        if not self._by_products(query):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=probability)
+        with torch.autocast("cpu", enabled=False):
+            scores = (query * query.size(-1) ** -0.5) @ key.transpose(2, 3)
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+            return dropout(weights, probability, self.training) @ value
 
     def _relative(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, positions: PositionState
@@ -136,18 +164,12 @@ class SelfAttention(nn.Module):
         content = (query + content_bias).transpose(1, 2)
         place = (query + position_bias).transpose(1, 2)
         frames = key.size(2)
-        if frames <= _TILE:
-            return self._tile(content, place, key, value, mask, distances)
         tiles = []
         for start in range(0, frames, _TILE):
             end = min(start + _TILE, frames)
             window = distances[:, frames - end : 2 * frames - start]
-            tile = (content[:, :, start:end], place[:, :, start:end], key, value, mask, window)
-            if torch.is_grad_enabled():
-                tiles.append(checkpoint(self._tile, *tile, use_reentrant=False))
-            else:
-                tiles.append(self._tile(*tile))
-        return torch.cat(tiles, dim=2)
+            tiles.append((content[:, :, start:end], place[:, :, start:end], key, value, mask, window))
+        return _each(self._tile, tiles)
 
     def _tile(
         self, content: Tensor, place: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, distances: Tensor
@@ -161,6 +183,15 @@ class SelfAttention(nn.Module):
         if mask is not None:
             bias = bias.masked_fill(~mask, float("-inf"))
         return self._attend(content, key, value, bias.to(content.dtype))
+
+
+def _each(attend: Callable[..., Tensor], tiles: Sequence[tuple[Tensor | None, ...]]) -> Tensor:
+    """Return what tiles of queries attend to, one after the other, (N, H, T, D); in training, several keep no table."""
+    if len(tiles) == 1:
+        return attend(*tiles[0])
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(attend, *tile, use_reentrant=False) for tile in tiles], dim=2)
+    return torch.cat([attend(*tile) for tile in tiles], dim=2)
 
 
 def attention_of(config: EncoderConfig) -> SelfAttention:

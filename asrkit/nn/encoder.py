@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asrkit.errors import AsrkitError
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.conformer import ConformerBlock
+from asrkit.nn.dropout import dropout
 from asrkit.nn.gradient import scale_gradient
 from asrkit.nn.lengths import inside
 from asrkit.nn.logmel import LogMelFrontend
@@ -191,7 +191,7 @@ class Encoder(nn.Module):
         """
         config = self.config
         features = self.feature_norm(extracted.extracted)
-        x = F.dropout(self.projection(features), config.input_dropout, self.training)
+        x = dropout(self.projection(features), config.input_dropout, self.training)
         if mask is not None and mask.time is not None:
             x = torch.where(mask.time[:, :, None], self.mask_embedding.to(x.dtype), x)
         if mask is not None and mask.channels is not None:
@@ -204,7 +204,7 @@ class Encoder(nn.Module):
             x = x + self.positions(x, None if foreign else hidden)
         if not self.norm_is_last:
             x = self.norm(x)
-        x = F.dropout(x, config.dropout, self.training)
+        x = dropout(x, config.dropout, self.training)
         shared = position_state(
             config.positions,
             x.size(1),

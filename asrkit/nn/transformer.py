@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
+from asrkit.nn.dropout import dropout
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
 
@@ -29,7 +30,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C)."""
-        return self.output(F.dropout(F.gelu(self.input(x)), self.activation_dropout, self.training))
+        return self.output(dropout(F.gelu(self.input(x)), self.activation_dropout, self.training))
 
 
 class TransformerBlock(nn.Module):
@@ -58,4 +59,4 @@ class TransformerBlock(nn.Module):
         return self.feed_forward_norm(x + self._drop(self.feed_forward(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)

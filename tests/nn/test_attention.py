@@ -52,6 +52,37 @@ def test_plain_attention() -> None:
     torch.testing.assert_close(layer(x, None, None), layer(x, everywhere, None), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [4, 100])
+@pytest.mark.parametrize("kind", ["none", "relative"])
+def test_training_by_products_is_the_fused_kernel(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, with dropout that rounds to none."""
+    monkeypatch.setattr(module, "_TILE", tile)
+    layer, (x, frame_mask) = make(kind).double(), make_input(9)
+    x = x.double().requires_grad_()
+    shared = position_state(kind, 9, DIM, HEADS, x.device)
+    found = []
+    for probability in (0.0, 1e-9):
+        layer.train().dropout = probability
+        assert layer._by_products(x.new_empty(1, 1, 9, 8)) == (probability > 0)
+        y = layer(x, frame_mask, shared)
+        found.append([y, *torch.autograd.grad(y[frame_mask].square().sum(), [x, *layer.parameters()])])
+    for fused, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, fused)
+
+
+def test_dropout_is_on_the_weights_of_attention() -> None:
+    """Over many draws the output is that without dropout; a single draw is not, and weights of zero reach no value."""
+    layer, (x, frame_mask) = make("none"), make_input(9)
+    plain = layer(x, frame_mask, None)
+    layer.train().dropout = 0.3
+    torch.manual_seed(0)
+    draws = torch.stack([layer(x, frame_mask, None) for _ in range(3000)])
+    assert draws.requires_grad
+    spread = draws.detach().std(0)
+    assert float(spread[frame_mask].min()) > 0
+    assert float(((draws.detach().mean(0) - plain).abs() / spread)[frame_mask].max()) < 5 / math.sqrt(3000)
+
+
 def relative_formula(layer: SelfAttention, x: Tensor, frame_mask: Tensor) -> Tensor:
     """Transformer-XL's four terms, with a loop over pairs of frames for the distances."""
     frames, size = x.size(1), DIM // HEADS

@@ -80,3 +80,14 @@ def test_masked_batch_norm_equals_batch_norm_of_the_valid_frames() -> None:
     torch.testing.assert_close(ours.running_variance, theirs.running_var)
     torch.testing.assert_close(ours.eval()(x, mask)[mask], theirs.eval()(x[mask]))
     torch.testing.assert_close(ours.train()(x, None).flatten(0, 1), theirs.train()(x.flatten(0, 1)))
+
+
+def test_the_depthwise_convolution_is_torch_s() -> None:
+    module = ConvolutionModule(16, 5, "layer").double()
+    x = torch.randn(3, 11, 16, dtype=torch.float64, requires_grad=True)
+    into = torch.randn_like(x)
+    found = []
+    for y in (module._convolve(x), module.depthwise(x.transpose(1, 2)).transpose(1, 2)):
+        found.append([y, *torch.autograd.grad((y * into).sum(), [x, *module.depthwise.parameters()])])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
