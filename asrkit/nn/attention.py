@@ -142,7 +142,11 @@ class SelfAttention(nn.Module):
         On a CPU the fused kernel has no dropout of its own (torch then makes tables by slower means), and its backward pass takes
         twice as long as plain products in half precision, which are used while one tile holds the frames.
         """
-        if query.device.type != "cpu" or not (self.training and torch.is_grad_enabled()):
+        if (
+            query.device.type != "cpu"
+            or not (self.training and torch.is_grad_enabled())
+            or torch.compiler.is_compiling()
+        ):
             return False
         return self.dropout > 0 or (query.dtype.itemsize == 2 and query.size(2) <= _TILE)
 

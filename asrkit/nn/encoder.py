@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,14 @@ class Encoder(nn.Module):
         frontend = list(self.frontend.parameters())
         known = {id(parameter) for parameter in frontend}
         return {"frontend": frontend, "encoder": [p for p in self.parameters() if id(p) not in known]}
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have torch.compile make kernels of the blocks, one code for all of them, whatever the batch's size and length.
+
+        The weights keep their names. Each block calls its compiled code, which is made at its first call.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=True, backend=backend)
 
     def forward(
         self,

@@ -25,6 +25,8 @@ class TrainingConfig:
 
     precision: str = "auto"
     """auto, bf16, fp16 or fp32; auto is bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
+    compile: bool = False
+    """Compile the encoder's blocks (torch.compile): for a GPU, where it fuses what lies between products; needs a C compiler."""
     threads: int = 0
     """CPU threads per process; 0 is torch's choice for one process, and an equal share of the cores for each of several."""
     shard: bool = False

@@ -27,6 +27,7 @@ from asrkit.nn.encoder import Encoder
 from asrkit.randomness import utterance_key
 from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
+from asrkit.training.compiled import compile_encoder
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
 from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment, threads_group
 from asrkit.training.engine import TrainingEngine, choose_device
@@ -250,6 +251,8 @@ def make_trainer(
     elif fresh:
         method.check_scratch()
     method.to(engine.device)
+    if config.training.compile:
+        compile_encoder(method.encoder, engine.device)
     seed_generators([config.seed, ranks.rank])
     streams = _streams(config, units, engine)
     method.observe_streams(updates_per_epoch(streams))

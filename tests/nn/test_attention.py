@@ -73,7 +73,7 @@ def test_training_by_products_is_the_fused_kernel(kind: str, tile: int, monkeypa
 def test_dropout_is_on_the_weights_of_attention() -> None:
     """Over many draws the output is that without dropout; a single draw is not, and weights of zero reach no value."""
     layer, (x, frame_mask) = make("none"), make_input(9)
-    plain = layer(x, frame_mask, None)
+    plain = layer(x, frame_mask, None).detach()
     layer.train().dropout = 0.3
     torch.manual_seed(0)
     draws = torch.stack([layer(x, frame_mask, None) for _ in range(3000)])
