@@ -12,7 +12,7 @@ import neighbours
 import numpy as np
 import torch
 from flops import Work, peak, update_operations
-from harness import against, compare, report
+from harness import against, compare, memory_ratio, ratio, report
 from neighbours import Neighbour
 from options import ABOVE_ONE, available, parser, start
 from updates import update, utterances
@@ -22,6 +22,7 @@ from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.waveform import WaveformConfig
+from asrkit.training.compiled import compile_encoder
 from asrkit.training.optimiser import OptimiserConfig
 
 SHAPES = {
@@ -39,6 +40,7 @@ SHAPES = {
 """wav2vec 2.0 BASE, and a shape that shows in seconds whether everything runs."""
 OPTIMISER = OptimiserConfig(clip_norm=1.0)
 """AdamW and clipping, the same for all."""
+OWN_COMPILED, OTHER_COMPILED = "asrkit, compiled", "transformers, compiled"
 Maker = Callable[[Any, Batch, torch.device], Neighbour]
 
 
@@ -54,7 +56,7 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
         default=0.0,
         help="probability of skipping a block, the same for all, each with draws of its own; 0: all blocks run",
     )
-    made.add_argument("--compile", action="store_true", help="transformers' model under torch.compile too")
+    made.add_argument("--compile", action="store_true", help="asrkit and transformers under torch.compile too")
     made.add_argument("--output", type=Path, help="JSON")
     return made
 
@@ -85,21 +87,29 @@ def measure(
     batch = utterances(np.linspace(options.seconds, shortest, options.batch).tolist(), seed=1)
     method = make_method()
 
+    def own(method: Method, compiled: bool = False) -> Callable[[], None]:
+        if compiled:
+            compile_encoder(method.encoder, engine.device)
+        return update(method, {stream: [batch]}, engine, optimiser_config=OPTIMISER, advance=True)
+
     def other(maker: Maker, compiled: bool = False) -> Callable[[], None]:
         if compiled and not neighbours.compiles(engine.device):
             raise AsrkitError("torch.compile does not work here", mend="a C++ compiler, on a GPU Triton too")
-        made = maker(method, batch, engine.device)
+        made = maker(make_method(), batch, engine.device)
         if compiled:
             made.model.compile()
         return neighbours.update(made, engine, OPTIMISER)
 
-    chosen = {name: partial(other, maker) for name, maker in makers.items()}
+    # Neighbours begin with the weights of a method of their own, which no update of asrkit has changed.
+    chosen = {"asrkit": partial(own, method), **{name: partial(other, maker) for name, maker in makers.items()}}
     if options.compile:
-        chosen["transformers, compiled"] = partial(other, makers["transformers"], compiled=True)
-    # Neighbours are made first: they begin with the weights that asrkit's first update changes.
-    others, absent = available(chosen)
-    own = update(method, {stream: [batch]}, engine, optimiser_config=OPTIMISER, advance=True)
-    found = compare({"asrkit": own, **others}, device=engine.device, rounds=options.rounds, warm_up=options.warm_up)
+        chosen[OWN_COMPILED] = partial(own, make_method(), compiled=True)
+        chosen[OTHER_COMPILED] = partial(other, makers["transformers"], compiled=True)
+    runs, absent = available(chosen)
+    found = compare(runs, device=engine.device, rounds=options.rounds, warm_up=options.warm_up)
+    ratios = against(found, "asrkit")
+    if {OWN_COMPILED, OTHER_COMPILED} <= set(found):
+        ratios += [ratio(found, OTHER_COMPILED, [OWN_COMPILED]), memory_ratio(found, OTHER_COMPILED, [OWN_COMPILED])]
     shape = method.encoder.config
     operations = update_operations(shape, batch.host_lengths, frozen_frontend=frozen_frontend)
     settings = {
@@ -115,7 +125,7 @@ def measure(
         title,
         settings,
         found,
-        against(found, "asrkit"),
+        ratios,
         device=engine.device,
         output=options.output,
         amount=batch.seconds,

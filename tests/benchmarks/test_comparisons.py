@@ -39,8 +39,9 @@ needs_fairseq2 = pytest.mark.skipif("fairseq2" not in INSTALLED, reason="fairseq
 
 
 @pytest.fixture(autouse=True)
-def _no_compiler() -> Iterator[None]:
-    """Let what fairseq2 sends through torch.compile run as it is: that takes a minute, and a compiler may be missing."""
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let what goes through torch.compile run as it is: compiling takes a minute, and a compiler may be missing."""
+    monkeypatch.setenv("CXX", sys.executable)
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -51,16 +52,13 @@ def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
 
 
 def check(found: dict[str, Any], expected: set[str]) -> None:
-    contenders = {"asrkit", *(expected & INSTALLED), *(expected - {"transformers", "fairseq2"})}
-    assert set(found["contenders"]) == contenders
-    assert set(found["absent"]) == {"asrkit", *expected} - contenders
+    present = {name for name in expected if name.partition(",")[0] in INSTALLED | {"asrkit", "torchaudio"}}
+    assert set(found["contenders"]) == {"asrkit"} | present
+    assert set(found["absent"]) == expected - present
     assert all(len(one["seconds"]) == 2 and one["peak_bytes"] > 0 for one in found["contenders"].values())
     ratios = {one["name"] for one in found["ratios"]}
-    assert ratios == {
-        f"{what} of {name} / {asrkit}"
-        for name in contenders - {"asrkit"}
-        for what, asrkit in (("time", "(asrkit)"), ("memory", "max(asrkit)"))
-    }
+    assert ratios >= {f"time of {name} / (asrkit)" for name in present}
+    assert ratios >= {f"memory of {name} / max(asrkit)" for name in present}
 
 
 @pytest.mark.parametrize("module", [pretrain_step, finetune_step])
@@ -77,8 +75,7 @@ def test_steps_run(
     more = ["--precision", precision, "--layer-drop", "0.3", "--compile", "--output", str(output)]
     run(module, monkeypatch, *lengths, *more)
     found = json.loads(output.read_text(encoding="utf-8"))
-    compiled = {"transformers, compiled"} if "transformers" in INSTALLED else set()
-    check(found, {"transformers", "fairseq2", *compiled})
+    check(found, {"transformers", "fairseq2", "transformers, compiled", "asrkit, compiled"})
     assert str(output) not in found["command"]
     assert all(one["mfu"] > 0 and one["audio_seconds_per_second"] > 0 for one in found["contenders"].values())
     assert found["settings"]["precision"] == precision
