@@ -167,7 +167,7 @@ def report(
         verdict = "" if one_ratio.limit is None else f"   limit {one_ratio.limit:g}: {_verdict(one_ratio)}"
         print(f"{one_ratio.name}: {one_ratio.median:.3f} ({low:.3f} to {high:.3f}){verdict}")
     if work is not None:
-        notes = (*notes, str(work))
+        notes = [*notes, str(work)]
     for note in notes:
         print(note)
     if output is not None:

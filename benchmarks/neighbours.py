@@ -51,6 +51,8 @@ class Neighbour:
     """The forward pass on the benchmark's batch: a scalar."""
     setting: Callable[[], AbstractContextManager[Any]] = nullcontext
     """What the calls run in."""
+    note: str = ""
+    """What a reader must know of it."""
 
 
 def update(neighbour: Neighbour, engine: TrainingEngine, config: OptimiserConfig) -> Callable[[], None]:
@@ -196,8 +198,12 @@ def fairseq2_pretraining(method: Pretrain, batch: Batch, device: torch.device) -
         mean: Tensor = losses.aggregate / output.num_targets
         return mean
 
-    # Its quantiser is compiled, wherever it runs; without a compiler it can only run as it stands.
-    return Neighbour(model, loss, nullcontext if compiles(device) else _eager)
+    # Its quantiser goes through torch.compile wherever it runs; without a compiler it can only run as it stands.
+    if compiles(device):
+        return Neighbour(model, loss)
+    return Neighbour(
+        model, loss, _eager, "fairseq2's quantiser, which it compiles, ran as it stands: there is no compiler."
+    )
 
 
 def fairseq2_ctc(method: Finetune, batch: Batch, device: torch.device) -> Neighbour:

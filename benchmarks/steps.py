@@ -86,6 +86,7 @@ def measure(
     shortest = options.seconds if options.shortest is None else options.shortest
     batch = utterances(np.linspace(options.seconds, shortest, options.batch).tolist(), seed=1)
     method = make_method()
+    said = [ABOVE_ONE, *notes, *([neighbours.LAYER_DROP] if options.layer_drop else [])]
 
     def own(method: Method, compiled: bool = False) -> Callable[[], None]:
         if compiled:
@@ -96,6 +97,8 @@ def measure(
         if compiled and not neighbours.compiles(engine.device):
             raise AsrkitError("torch.compile does not work here", mend="a C++ compiler, on a GPU Triton too")
         made = maker(make_method(), batch, engine.device)
+        if made.note:
+            said.append(made.note)
         if compiled:
             made.model.compile()
         return neighbours.update(made, engine, OPTIMISER)
@@ -131,5 +134,5 @@ def measure(
         amount=batch.seconds,
         work=Work(operations, peak(engine.device, engine.precision, side=256 if options.size == "tiny" else 0)),
         absent=absent,
-        notes=(ABOVE_ONE, *notes, *([neighbours.LAYER_DROP] if options.layer_drop else [])),
+        notes=said,
     )

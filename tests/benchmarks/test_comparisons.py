@@ -161,6 +161,23 @@ def test_transformers_begins_with_asrkits_weights() -> None:
     torch.testing.assert_close(made.loss(), losses.terms["ctc"].sum / 2, rtol=1e-4, atol=1e-4)
 
 
+@needs_fairseq2
+def test_without_a_compiler_fairseq2_runs_as_it_stands_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(neighbours, "compiles", lambda device: False)
+    output = tmp_path / "out.json"
+    more = ["--precision", "fp32", "--seconds", "0.8", "--compile", "--output", str(output)]
+    with torch.compiler.set_stance("default"):
+        monkeypatch.setenv("CXX", "no such compiler")
+        run(pretrain_step, monkeypatch, *more)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert "fairseq2" in found["contenders"]
+    assert any("there is no compiler" in note for note in found["notes"])
+    assert "asrkit, compiled" in found["absent"]
+    assert "transformers, compiled" in found["absent"]
+
+
 def test_an_absent_toolkit_is_named() -> None:
     def missing() -> Any:
         raise AsrkitError("the comparison needs fairseq2")
