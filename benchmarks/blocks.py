@@ -104,9 +104,9 @@ def measure(
         "channels, inner channels, heads": f"{shape.dim}, {shape.ffn_dim}, {shape.heads}",
         **({"kernel": shape.conv_kernel} if shape.blocks == "conformer" else {}),
         "frames of each row": ", ".join(map(str, frames.lengths)),
-        "dropout; on attention weights; on inner channels": (
-            f"{shape.dropout}; {shape.attention_dropout}; {shape.activation_dropout}"
-        ),
+        "dropout": shape.dropout,
+        "attention dropout": shape.attention_dropout,
+        "activation dropout": shape.activation_dropout,
         "precision": engine.precision,
     }
     report(

@@ -37,7 +37,7 @@ class Work:
     """Operations per second of a large matrix product."""
 
     def __str__(self) -> str:
-        return f"A call asks for {self.operations / 1e9:.4g} G operations, the peak is {self.peak / 1e12:.3g} T/s. {FORMULA}"
+        return f"A call asks for {self.operations / 1e9:.4g} G operations, the peak is {self.peak / 1e12:.3g} T/s."
 
     def utilisation(self, seconds: float) -> float:
         """Return the share of the peak that a call of so many seconds reaches."""

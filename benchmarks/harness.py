@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flops import Work
+from flops import FORMULA, Work
 from torch.profiler import ProfilerActivity, profile
 
 from asrkit.files import write_text
@@ -99,13 +99,15 @@ def ratio(found: Mapping[str, Measurement], of: str, to: Sequence[str], limit: f
     parts = zip(*(found[name].seconds for name in (of, *to)), strict=True)
     values = [own / sum(others) for own, *others in parts]
     first, median, third = statistics.quantiles(values, n=4)
-    return Ratio(f"time of {of} / ({' + '.join(to)})", median, (first, third), limit)
+    divisor = to[0] if len(to) == 1 else f"({' + '.join(to)})"
+    return Ratio(f"time of {of} / {divisor}", median, (first, third), limit)
 
 
 def memory_ratio(found: Mapping[str, Measurement], of: str, to: Sequence[str], limit: float | None = None) -> Ratio:
     """Return the peak memory of one contender divided by the largest of others'."""
     value = found[of].peak_bytes / max(found[name].peak_bytes for name in to)
-    return Ratio(f"memory of {of} / max({', '.join(to)})", value, (value, value), limit)
+    divisor = to[0] if len(to) == 1 else f"max({', '.join(to)})"
+    return Ratio(f"memory of {of} / {divisor}", value, (value, value), limit)
 
 
 def against(found: Mapping[str, Measurement], own: str) -> list[Ratio]:
@@ -167,7 +169,7 @@ def report(
         verdict = "" if one_ratio.limit is None else f"   limit {one_ratio.limit:g}: {_verdict(one_ratio)}"
         print(f"{one_ratio.name}: {one_ratio.median:.3f} ({low:.3f} to {high:.3f}){verdict}")
     if work is not None:
-        notes = [*notes, str(work)]
+        notes = [*notes, str(work), FORMULA]
     for note in notes:
         print(note)
     if output is not None:

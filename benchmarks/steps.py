@@ -120,9 +120,10 @@ def measure(
         "seconds of each utterance": ", ".join(f"{samples / 16_000:g}" for samples in batch.host_lengths),
         "precision": engine.precision,
         "layer drop": options.layer_drop,
-        "dropout; on attention weights; on inner channels; on the input": (
-            f"{shape.dropout}; {shape.attention_dropout}; {shape.activation_dropout}; {shape.input_dropout}"
-        ),
+        "dropout": shape.dropout,
+        "attention dropout": shape.attention_dropout,
+        "activation dropout": shape.activation_dropout,
+        "input dropout": shape.input_dropout,
     }
     report(
         title,

@@ -72,8 +72,11 @@ def _section(title: str, several: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if lacking:
         command = f": `{COMPARISONS[title]}`" if title in COMPARISONS else ""
         yield f"Not measured on {' or '.join(lacking)}{command}.\n"
+    shared = [note for note in (several[0]["notes"] if several else []) if all(note in one["notes"] for one in several)]
     for one in sorted(several, key=_on_gpu, reverse=True):
         yield from _measurement(one)
+        yield from (note + "\n" for note in one["notes"] if note not in shared)
+    yield from (note + "\n" for note in shared)
 
 
 def _on_gpu(one: Mapping[str, Any]) -> bool:
@@ -87,7 +90,9 @@ def _measurement(one: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {hardware}\n"
     yield f"`{one['command']}`, commit {one['commit']}\n"
     yield "; ".join(f"{name}: {value}" for name, value in one["settings"].items()) + ".\n"
-    versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name in machine)
+    versions = ", ".join(
+        f"{name} {machine[name]}" for name in VERSIONS if name in machine and (name != "cuda" or _on_gpu(one))
+    )
     yield f"Versions: {versions}.\n"
     contenders = one["contenders"]
     figures = {
@@ -115,8 +120,6 @@ def _measurement(one: Mapping[str, Any]) -> Iterator[str]:
     ]
     if ratios:
         yield from _table(["ratio", "median", "quartiles", "at most"], ratios)
-    for note in one["notes"]:
-        yield note + "\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -20,7 +20,14 @@ ONE: dict[str, Any] = {
     "command": "python benchmarks/pretrain_step.py --batch 2",
     "commit": "0123456789ab",
     "settings": {"precision": "bf16"},
-    "machine": {"device": "cpu", "processor": "Some CPU", "threads": "2", "cores": "4", "torch": "2.9.1"},
+    "machine": {
+        "device": "cpu",
+        "processor": "Some CPU",
+        "threads": "2",
+        "cores": "4",
+        "torch": "2.9.1",
+        "cuda": "12.8",
+    },
     "contenders": {
         "asrkit": {
             "median": 0.5,
@@ -38,7 +45,7 @@ ONE: dict[str, Any] = {
         },
     },
     "absent": {"fairseq2": "the comparison needs fairseq2"},
-    "ratios": [{"name": "time of transformers / (asrkit)", "median": 2.0, "spread": [1.9, 2.1], "limit": None}],
+    "ratios": [{"name": "time of transformers / asrkit", "median": 2.0, "spread": [1.9, 2.1], "limit": None}],
     "notes": ["Something to know."],
 }
 
@@ -58,7 +65,8 @@ def sections(text: str) -> dict[str, str]:
 
 def test_figures_come_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = copy.deepcopy(ONE)
-    gpu["machine"] |= {"device": "A GPU", "cuda": "12.8"}
+    gpu["machine"] |= {"device": "A GPU"}
+    gpu["notes"] += ["Only here."]
     gpu["contenders"]["asrkit"]["median"] = 0.0125
     other = copy.deepcopy(ONE) | {"title": "BL-JUST update", "absent": {}, "notes": []}
     for contender in other["contenders"].values():
@@ -74,11 +82,14 @@ def test_figures_come_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| asrkit | 12.5 | 400 to 600 | 3.0 | 40.0 | 25.0 % |" in both
     assert "| asrkit | 500 | 400 to 600 | 3.0 | 40.0 | 25.0 % |" in both
     assert "| transformers | 1000 | 900 to 1100 | 6.0 | 20.0 | 12.5 % |" in both
-    assert "| time of transformers / (asrkit) | 2.000 | 1.900 to 2.100 | – |" in both
+    assert "| time of transformers / asrkit | 2.000 | 1.900 to 2.100 | – |" in both
     assert "fairseq2 is absent: the comparison needs fairseq2." in both
     assert "`python benchmarks/pretrain_step.py --batch 2`, commit 0123456789ab" in both
     assert "Versions: torch 2.9.1, cuda 12.8." in both
-    assert "Something to know." in both
+    assert "Versions: torch 2.9.1.\n" in both
+    # What holds of all of a section stands at its end, once; what holds of one measurement stands with it.
+    assert both.count("Something to know.") == 1
+    assert both.index("Only here.") < both.index("### Some CPU") < both.index("Something to know.")
     assert "MFU" not in found["BL-JUST update"]
     assert "Not measured on a GPU.\n" in found["BL-JUST update"]
 
