@@ -8,8 +8,11 @@ allocation events on a CPU.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flops import FORMULA, Work
 from torch.profiler import ProfilerActivity, profile
 
 from asrkit.files import write_text
+from asrkit.inference.results import commit
 from asrkit.training.environment import environment
+
+NEIGHBOURS = ("transformers", "fairseq2")
+"""Packages whose versions belong to a measurement, beside those of asrkit itself."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +99,21 @@ def ratio(found: Mapping[str, Measurement], of: str, to: Sequence[str], limit: f
     parts = zip(*(found[name].seconds for name in (of, *to)), strict=True)
     values = [own / sum(others) for own, *others in parts]
     first, median, third = statistics.quantiles(values, n=4)
-    return Ratio(f"time of {of} / ({' + '.join(to)})", median, (first, third), limit)
+    divisor = to[0] if len(to) == 1 else f"({' + '.join(to)})"
+    return Ratio(f"time of {of} / {divisor}", median, (first, third), limit)
 
 
 def memory_ratio(found: Mapping[str, Measurement], of: str, to: Sequence[str], limit: float | None = None) -> Ratio:
     """Return the peak memory of one contender divided by the largest of others'."""
     value = found[of].peak_bytes / max(found[name].peak_bytes for name in to)
-    return Ratio(f"memory of {of} / max({', '.join(to)})", value, (value, value), limit)
+    divisor = to[0] if len(to) == 1 else f"max({', '.join(to)})"
+    return Ratio(f"memory of {of} / {divisor}", value, (value, value), limit)
+
+
+def against(found: Mapping[str, Measurement], own: str) -> list[Ratio]:
+    """Return time and memory of every other contender divided by those of ``own``."""
+    others = [name for name in found if name != own]
+    return [one for name in others for one in (ratio(found, name, [own]), memory_ratio(found, name, [own]))]
 
 
 def report(
@@ -109,6 +125,9 @@ def report(
     device: torch.device,
     output: Path | None = None,
     amount: float | None = None,
+    work: Work | None = None,
+    absent: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> bool:
     """Print a table of times, memory and ratios with the machine and versions; write the same as JSON.
 
@@ -120,40 +139,53 @@ def report(
         device: where it ran.
         output: the JSON file.
         amount: seconds of audio that a call deals with, to tell how many per second that makes.
+        work: what a call asks of the machine, to tell its utilisation (MFU).
+        absent: contenders that could not be had, and why.
+        notes: what a reader must know to judge the figures.
 
     Returns:
         Whether every ratio that has a limit keeps it.
     """
-    machine = environment(device, 1)
-    if device.type == "cpu":
-        machine["processor"] = _processor()
+    machine = _machine(device)
     print(title)
     for name, value in {**settings, **machine}.items():
         print(f"  {name}: {value}")
-    print(f"\n{'':30}  median s   quartiles s          peak memory{'' if amount is None else '   audio s/s'}")
+    columns = ["", "  median s   quartiles s          peak memory"]
+    columns += ["" if amount is None else "   audio s/s", "" if work is None else "     MFU"]
+    print("\n{:30}{}{}{}".format(*columns))
+    rates: dict[str, dict[str, float]] = {}
     for name, one in found.items():
         low, high = one.spread
-        rate = "" if amount is None else f"  {amount / one.median:10.1f}"
-        print(f"{name:30}  {one.median:8.4f}   {low:8.4f} to {high:8.4f}  {one.peak_bytes / 2**20:9.1f} MiB{rate}")
+        rates[name] = {} if amount is None else {"audio_seconds_per_second": amount / one.median}
+        line = "" if amount is None else f"  {amount / one.median:10.1f}"
+        if work is not None:
+            rates[name]["mfu"] = work.utilisation(one.median)
+            line += f"  {100 * rates[name]['mfu']:5.1f} %"
+        print(f"{name:30}  {one.median:8.4f}   {low:8.4f} to {high:8.4f}  {one.peak_bytes / 2**20:9.1f} MiB{line}")
+    for name, reason in (absent or {}).items():
+        print(f"{name:30}  absent: {reason}")
     for one_ratio in ratios:
         low, high = one_ratio.spread
         verdict = "" if one_ratio.limit is None else f"   limit {one_ratio.limit:g}: {_verdict(one_ratio)}"
         print(f"{one_ratio.name}: {one_ratio.median:.3f} ({low:.3f} to {high:.3f}){verdict}")
+    if work is not None:
+        notes = [*notes, str(work), FORMULA]
+    for note in notes:
+        print(note)
     if output is not None:
         whole = {
             "title": title,
+            "command": _command(),
+            "commit": commit(),
             "settings": dict(settings),
             "machine": machine,
             "contenders": {
-                name: {
-                    "median": one.median,
-                    "quartiles": one.spread,
-                    **asdict(one),
-                    **({} if amount is None else {"audio_seconds_per_second": amount / one.median}),
-                }
+                name: {"median": one.median, "quartiles": one.spread, **asdict(one), **rates[name]}
                 for name, one in found.items()
             },
+            "absent": dict(absent or {}),
             "ratios": [asdict(one) for one in ratios],
+            "notes": list(notes),
         }
         write_text(output, json.dumps(whole, indent=1) + "\n")
     return all(one.limit is None or one.median <= one.limit for one in ratios)
@@ -191,6 +223,28 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 def _verdict(one: Ratio) -> str:
     return "kept" if one.limit is None or one.median <= one.limit else "EXCEEDED"
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """Return what is measured on and with."""
+    machine = environment(device, 1)
+    if device.type == "cpu":
+        machine["processor"] = _processor()
+    for package in NEIGHBOURS:
+        try:
+            machine[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return machine
+
+
+def _command() -> str:
+    """Return what was called, without where the results go."""
+    script, *arguments = sys.argv
+    if "--output" in arguments:
+        place = arguments.index("--output")
+        del arguments[place : place + 2]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments])
 
 
 def _processor() -> str:
