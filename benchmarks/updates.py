@@ -71,7 +71,7 @@ def update(
     method.to(engine.device).train()
     optimiser = Optimiser(method, optimiser_config or OptimiserConfig())
     ready = {name: [one.to(engine.device) for one in several] for name, several in batches.items()}
-    optimiser.enter(stretch, fresh=True)
+    optimiser.enter(stretch)
 
     numbers = count(10) if advance else repeat(10)
 

@@ -22,7 +22,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training. Optimiser state lives on from one phase to the next unless `reset_optimiser`."""
+    """A stretch of training."""
 
     name: str
     """Shown in the progress bar and the log; methods tell phases apart by it."""
@@ -34,8 +34,8 @@ class Phase:
     """Per parameter group; a group that is absent is left untouched (gradient None, no weight decay)."""
     step: Step
     """How losses become gradients."""
-    reset_optimiser: bool = False
-    """Forget the optimiser's moments when the phase begins."""
+    moments: str = ""
+    """Which set of the optimiser's moments it goes by: phases of the same name go on with what the last of them left."""
     milestone: bool = True
     """Validate and save when the phase ends; off suits phases that come by the hundred. A run's last phase does both."""
 

@@ -5,8 +5,9 @@ and Chen 2023, arXiv 2302.05185) turns this into min L_sup + γ (L_unsup - min L
 constant, so that a joint update is one backward pass through each loss.
 
 From the authors' code are: the update (θ along ∇(L_sup + γ L_unsup), η along ∇L_unsup, φ along ∇L_sup), the phases, γ's course
-(`asrkit.methods.penalty`), four passes of exploration per outer epoch, and the rates 1e-3, 1e-4 and 1e-5. asrkit's own are: one
-optimiser whose moments live on through all phases (theirs has one per phase), masks, warm-up, and every other default.
+(`asrkit.methods.penalty`), four passes of exploration per outer epoch, the rates 1e-3, 1e-4 and 1e-5, and exploration by an
+optimiser of its own: CTC's gradients are so much larger that with shared moments exploration hardly moves. asrkit's own are
+masks, warm-up, fine-tuning by the joint phases' moments (theirs has a third optimiser), and every other default.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class BLJustConfig(JointConfig):
     """Self-supervised updates at the beginning of each outer epoch; without updates and passes there are none."""
     finetune: FinalConfig = field(default_factory=lambda: FinalConfig(passes=5.0, schedule=steady(1e-5)))
     """Supervised updates at the end; without updates and passes there are none."""
+    separate_moments: bool = True
+    """Exploration keeps Adam's moments of its own; off shares them with the joint phases, which halves their memory."""
     gamma: PenaltyConfig = field(default_factory=PenaltyConfig)
     """The penalty on the lower level over time."""
 
@@ -58,12 +61,13 @@ class BLJust(JointMethod):
         explored, joint = self._lengths()
         final = self.final_phases()
         step, plain = joint_step(config.diagnose_every), Accumulate()
+        own = EXPLORATION if config.separate_moments else ""
         phases = []
         for epoch in range(config.outer_epochs):
             if explored:
                 rate = Schedule(config.exploration.schedule, config.outer_epochs * explored, offset=epoch * explored)
                 rates = {name: rate for name in groups if name != "ctc"}
-                phases.append(Phase(EXPLORATION, explored, ("unlabelled",), rates, plain, milestone=False))
+                phases.append(Phase(EXPLORATION, explored, ("unlabelled",), rates, plain, own, milestone=False))
             rate = Schedule(config.joint.schedule, config.outer_epochs * joint, offset=epoch * joint)
             last = epoch + 1 == config.outer_epochs
             phases.append(Phase(JOINT, joint, STREAMS, dict.fromkeys(groups, rate), step, milestone=last))

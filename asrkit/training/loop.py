@@ -116,7 +116,7 @@ class Trainer:
             self._settle(phase, length, stop, final)
         if self.phase_update >= length:
             return
-        self.enter(phase, fresh=self.phase_update == 0)
+        self.enter(phase)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
         while self.phase_update < length:
             clock = self.step(phase, length, sources)
@@ -128,10 +128,10 @@ class Trainer:
                 self._log(phase, length, clock)
             self._settle(phase, length, stop, final)
 
-    def enter(self, phase: Phase, fresh: bool) -> None:
-        """Let a phase's groups learn; ``fresh`` is False when a restart lands inside of it."""
+    def enter(self, phase: Phase) -> None:
+        """Let a phase's groups learn."""
         with self.weights.divided():
-            self.optimiser.enter(phase, fresh)
+            self.optimiser.enter(phase)
 
     def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
         """Do one update; return the clock that it went by."""

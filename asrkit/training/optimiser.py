@@ -68,14 +68,16 @@ class Optimiser:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.moments = ""
+        """The set of moments that AdamW has; the others rest."""
+        self.resting: dict[str, dict[Tensor, dict[str, Any]]] = {}
 
-    def enter(self, phase: Phase, fresh: bool) -> None:
-        """Let the phase's groups learn and freeze the others; ``fresh`` is False when a restart lands inside the phase."""
+    def enter(self, phase: Phase) -> None:
+        """Let the phase's groups learn, by its own set of moments, and freeze the others."""
         for name in phase.schedules:
             if name not in self.groups:
                 raise ValueError(f"phase '{phase.name}' names an unknown parameter group '{name}'")
-        if phase.reset_optimiser and fresh:
-            self.adamw.state.clear()
+        self._use(phase.moments)
         for name, parameters in self.groups.items():
             for parameter in parameters:
                 parameter.requires_grad_(name in phase.schedules)
@@ -133,15 +135,31 @@ class Optimiser:
         return {group["name"]: float(group["lr"]) for group in self.adamw.param_groups}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the moments by parameter name: it survives a change in the order of parameters."""
-        return {self.names[parameter]: dict(state) for parameter, state in self.adamw.state.items()}
+        """Return the moments by parameter name: it survives a change in the order of parameters.
+
+        A named set's are told apart by its name: ``exploration/exp_avg``.
+        """
+        whole: dict[str, dict[str, Any]] = {}
+        for moments, state in {**self.resting, self.moments: self.adamw.state}.items():
+            for parameter, own in state.items():
+                named = {f"{moments}/{key}" if moments else key: value for key, value in own.items()}
+                whole.setdefault(self.names[parameter], {}).update(named)
+        return whole
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take back what `state_dict` gave."""
+        self.moments, self.resting = "", {}
         self.adamw.state.clear()
         for parameter, name in self.names.items():
-            if name in state:
-                self.adamw.state[parameter] = {
-                    key: value.to(parameter.device) if isinstance(value, Tensor) else value
-                    for key, value in state[name].items()
-                }
+            for named, value in state.get(name, {}).items():
+                moments, _, key = named.rpartition("/")
+                own = self.resting.setdefault(moments, {}).setdefault(parameter, {})
+                own[key] = value.to(parameter.device) if isinstance(value, Tensor) else value
+        self.adamw.state.update(self.resting.pop("", {}))
+
+    def _use(self, moments: str) -> None:
+        if moments != self.moments:
+            self.resting[self.moments] = dict(self.adamw.state)
+            self.adamw.state.clear()
+            self.adamw.state.update(self.resting.pop(moments, {}))
+            self.moments = moments

@@ -94,7 +94,7 @@ def profile_run(config: ExperimentConfig, console: Console) -> Path:
     with trial(config, console) as trainer:
         epochs = {name: stream.updates_per_epoch for name, stream in trainer.streams.items()}
         phase, length = [(phase, n) for phase in trainer.method.phases() if (n := phase.updates(epochs))][-1]
-        trainer.optimiser.enter(phase, fresh=True)
+        trainer.optimiser.enter(phase)
         sources = {name: iter(trainer.streams[name]) for name in phase.streams}
         for _ in range(_WARM_UP):
             trainer.step(phase, length, sources)

@@ -128,10 +128,12 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _moments(method: Method, device: torch.device) -> torch.Tensor | None:
-    """Hold the memory that the optimiser's two moments will take; the copy of the model itself stands for one of them."""
+    """Hold the memory that the optimiser's pairs of moments will take; the copy of the model itself stands for one of them."""
     if device.type != "cuda":
         return None
-    return torch.empty(sum(p.numel() * p.element_size() for p in method.parameters()), dtype=torch.uint8, device=device)
+    moments = 2 * len({phase.moments for phase in method.phases()})
+    size = sum(p.numel() * p.element_size() for p in method.parameters())
+    return torch.empty((moments - 1) * size, dtype=torch.uint8, device=device)
 
 
 def _names(batches: Mapping[str, Sequence[Batch]]) -> str:

@@ -89,7 +89,7 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
 
 
 def _measure(trainer: Trainer, phase: Phase, length: int) -> PhaseCost:
-    trainer.enter(phase, fresh=True)
+    trainer.enter(phase)
     sources = {name: iter(trainer.streams[name]) for name in phase.streams}
     trainer.phase_update = 0
     for _ in range(_WARM_UP):

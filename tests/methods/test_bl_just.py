@@ -149,7 +149,7 @@ def learn(method: Method, step: Step, phase: int, batches: dict[str, Any], updat
     """Return the weights after some updates with decay and clipping."""
     optimiser = Optimiser(method, OptimiserConfig(weight_decay=0.1, clip_norm=1.0))
     stretch = method.phases()[phase]
-    optimiser.enter(stretch, fresh=True)
+    optimiser.enter(stretch)
     for update in range(updates):
         clock = Clock(3, update, stretch.name, update, updates)
         step.run(method.train(), batches, clock, ENGINE, Totals({}))

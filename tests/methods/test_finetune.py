@@ -24,7 +24,7 @@ SPEC = {"bands": 2, "band_width": 6, "stretches": 2, "stretch_share": 0.3}
 def learning(method: Finetune, phase: int) -> set[str]:
     """Return the groups that have a gradient after an update of a phase."""
     optimiser = Optimiser(method, OptimiserConfig())
-    optimiser.enter(method.phases()[phase], fresh=True)
+    optimiser.enter(method.phases()[phase])
     clock = type(CLOCK)(3, 2, method.phases()[phase].name, 2, 10)
     Accumulate().run(method, {"labelled": [make_batch([1, 2])]}, clock, ENGINE, Totals({}))
     return {name for name, group in method.groups().items() if any(p.grad is not None for p in group)}

@@ -140,7 +140,7 @@ class Scaled:
         self.guard = NumericalGuard(self.method, self.engine, config, tmp_path)
         self.optimiser = Optimiser(self.method, OptimiserConfig())
         self.phase = self.method.phases()[1]
-        self.optimiser.enter(self.phase, fresh=True)
+        self.optimiser.enter(self.phase)
 
     def update(self, overflow: bool) -> bool:
         totals, batches = Totals({}), {"labelled": [make_batch([1, 2])]}

@@ -37,7 +37,7 @@ def step(name: str, phase: str, device: torch.device, before: Any = None) -> tup
     stretch = next(one for one in method.phases() if one.name.startswith(phase))
     engine = TrainingEngine(device, "fp32", Ranks())
     optimiser = Optimiser(method, OptimiserConfig())
-    optimiser.enter(stretch, fresh=True)
+    optimiser.enter(stretch)
     batches = {stream: [make_batch(seeds).to(device) for seeds in ((1, 2), (3,))] for stream in stretch.streams}
     with before or torch.enable_grad():
         if before is not None and device == CPU:

@@ -52,9 +52,9 @@ class Two(Method):
         raise NotImplementedError
 
 
-def phase(*groups: str, reset: bool = False, rate: float = 0.1) -> Phase:
+def phase(*groups: str, moments: str = "", rate: float = 0.1) -> Phase:
     schedule = Schedule(ScheduleConfig(rate, "constant", warmup=0.0), 10)
-    return Phase("all", 10, (), dict.fromkeys(groups, schedule), Accumulate(), reset)
+    return Phase("all", 10, (), dict.fromkeys(groups, schedule), Accumulate(), moments)
 
 
 def give_gradients(method: Method, size: float = 1.0, seed: int = 0) -> None:
@@ -75,10 +75,10 @@ def moved(before: Mapping[str, torch.Tensor], method: Method) -> set[str]:
 def test_a_group_outside_the_phase_neither_learns_nor_decays() -> None:
     method = Two()
     optimiser = Optimiser(method, OptimiserConfig(weight_decay=0.5))
-    optimiser.enter(phase("low", "high"), fresh=True)
+    optimiser.enter(phase("low", "high"))
     give_gradients(method)
     optimiser.update(phase("low", "high"), 0, ENGINE)
-    optimiser.enter(phase("high"), fresh=True)
+    optimiser.enter(phase("high"))
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in method.low.parameters())
     before = weights(method)
     for update in range(3):
@@ -92,7 +92,7 @@ def test_a_group_outside_the_phase_neither_learns_nor_decays() -> None:
 def test_a_parameter_without_gradient_is_left_alone() -> None:
     method = Two()
     optimiser = Optimiser(method, OptimiserConfig(weight_decay=0.5))
-    optimiser.enter(phase("low", "high"), fresh=True)
+    optimiser.enter(phase("low", "high"))
     before = weights(method)
     norms, _ = optimiser.update(phase("low", "high"), 0, ENGINE)
     assert norms == {"low": 0.0, "high": 0.0}
@@ -103,7 +103,7 @@ def test_an_update_is_torchs_adamw_with_the_groups_own_rates_and_limits() -> Non
     method, twin = Two(), Two()
     config = OptimiserConfig(clip_norm=1.0, group_clip_norm={"high": 0.0}, group_rate_scale={"high": 3.0})
     optimiser = Optimiser(method, config)
-    optimiser.enter(phase("low", "high"), fresh=True)
+    optimiser.enter(phase("low", "high"))
     plain = torch.optim.AdamW(
         [{"params": twin.low.parameters(), "lr": 0.1}, {"params": twin.high.parameters(), "lr": 0.3}],
         betas=(0.9, 0.98),
@@ -129,7 +129,7 @@ def test_an_update_is_torchs_adamw_with_the_groups_own_rates_and_limits() -> Non
 def test_a_gradient_that_is_not_finite_changes_nothing(value: float) -> None:
     method = Two()
     optimiser = Optimiser(method, OptimiserConfig())
-    optimiser.enter(phase("low", "high"), fresh=True)
+    optimiser.enter(phase("low", "high"))
     give_gradients(method)
     optimiser.update(phase("low", "high"), 0, ENGINE)
     before, moments = weights(method), copy.deepcopy(optimiser.state_dict())
@@ -146,18 +146,48 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float) -> None:
     )
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_moments_live_across_phases_unless_reset(reset: bool) -> None:
-    method = Two()
-    optimiser = Optimiser(method, OptimiserConfig())
-    optimiser.enter(phase("low"), fresh=True)
-    give_gradients(method)
-    optimiser.update(phase("low"), 0, ENGINE)
-    assert optimiser.state_dict()
-    optimiser.enter(phase("low", reset=reset), fresh=False)
-    assert optimiser.state_dict(), "a restart inside a phase forgets nothing"
-    optimiser.enter(phase("low", reset=reset), fresh=True)
-    assert bool(optimiser.state_dict()) == (not reset)
+def updates(optimiser: Optimiser, method: Method, moments: str, seeds: Sequence[int]) -> None:
+    stretch = phase("low", "high", moments=moments)
+    optimiser.enter(stretch)
+    for seed in seeds:
+        give_gradients(method, 100.0 if moments else 1.0, seed)
+        optimiser.update(stretch, 0, ENGINE)
+
+
+def test_moments_live_across_phases_of_the_same_set() -> None:
+    whole, parts = Two(), Two()
+    updates(Optimiser(whole, OptimiserConfig()), whole, "", [1, 2, 3, 4])
+    optimiser = Optimiser(parts, OptimiserConfig())
+    updates(optimiser, parts, "", [1, 2])
+    updates(optimiser, parts, "", [3, 4])
+    assert_equal(weights(whole), weights(parts))
+
+
+def test_sets_of_moments_know_nothing_of_each_other_also_when_restored() -> None:
+    """What the other set did in between leaves a set's moments as they were."""
+    method, other = Two(), Two()
+    optimiser, alone = Optimiser(method, OptimiserConfig()), Optimiser(other, OptimiserConfig())
+    updates(alone, other, "", [1, 2, 3])
+    updates(optimiser, method, "", [1, 2])
+    updates(optimiser, method, "far", [7, 8])
+    restored = Optimiser(method, OptimiserConfig())
+    restored.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    assert_equal(optimiser.state_dict(), restored.state_dict())
+    updates(restored, method, "", [3])
+    found, expected = restored.state_dict(), alone.state_dict()
+    for name, moments in expected.items():
+        assert {key for key in found[name] if "/" in key} == {f"far/{key}" for key in moments}
+        assert float(found[name]["far/step"]) == 2
+        assert_equal({key: found[name][key] for key in moments}, moments)
+
+
+def assert_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, Mapping):
+            assert_equal(value, other[name])
+        else:
+            assert torch.equal(value, other[name]), name
 
 
 @pytest.mark.parametrize("changes", [{"group_clip_norm": {"lwo": 1.0}}, {"group_rate_scale": {"lwo": 1.0}}])
