@@ -71,6 +71,7 @@ class Optimiser:
         self.moments = ""
         """The set of moments that AdamW has; the others rest."""
         self.resting: dict[str, dict[Tensor, dict[str, Any]]] = {}
+        """AdamW's state of the other sets, by their names."""
 
     def enter(self, phase: Phase) -> None:
         """Let the phase's groups learn, by its own set of moments, and freeze the others."""

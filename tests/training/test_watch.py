@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -72,3 +75,29 @@ def test_a_lost_process_is_told_in_a_line_and_a_lack_of_memory_is_not_taken_for_
         raise RuntimeError("gone\nwith many lines")
     with pytest.raises(torch.OutOfMemoryError), one.meeting():
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_who_has_stopped_leaves_no_thread_behind() -> None:
+    """A thread that is inside the store when the interpreter ends aborts the process."""
+
+    class Slow:
+        """A store in which a call takes its time."""
+
+        def __init__(self) -> None:
+            self.entered, self.left = threading.Event(), threading.Event()
+
+        def set(self, key: str, value: str) -> None:
+            self.entered.set()
+            time.sleep(0.2)
+            self.left.set()
+
+        def check(self, keys: list[str]) -> bool:
+            return False
+
+    store = Slow()
+    one = Watch(0, 2, 1.0, store)  # type: ignore[arg-type]
+    one.start()
+    assert store.entered.wait(60)
+    one.stop()
+    assert store.left.is_set()
+    assert not any(thread.name == "watch" and thread.is_alive() for thread in threading.enumerate())
