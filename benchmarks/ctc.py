@@ -52,7 +52,7 @@ def contenders(
     plain = targets.flatten().int().cpu()
 
     def cudnn_loss(logits: Tensor) -> Tensor:
-        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1).contiguous()
         return torch.nn.functional.ctc_loss(log_probs, plain, *lengths, zero_infinity=True)
 
     def cudnn() -> Tensor:
@@ -60,9 +60,13 @@ def contenders(
 
     found = {"asrkit": asrkit, "torch": native}
     if device.type == "cuda":
-        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1).contiguous()
         if shape[3] < 256 and torch._use_cudnn_ctc_loss(log_probs, plain, *lengths, 0):
-            found["cuDNN"] = cudnn
+            try:
+                cudnn()
+                found["cuDNN"] = cudnn
+            except RuntimeError as error:
+                print(f"cuDNN is left out: {str(error).splitlines()[0]}")
     return found
 
 

@@ -119,6 +119,9 @@ class Method(nn.Module, ABC):
             AsrkitError: naming the setting.
         """
 
+    def rehearse(self) -> None:
+        """Get ready for batches of noise whose memory is measured: hold all that training will, and leave no row out."""
+
     def after_update(self, clock: Clock, engine: Engine) -> None:
         """Act once the optimiser has stepped: an EMA, a cache, a temperature. Called on every rank."""
 

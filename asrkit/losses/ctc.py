@@ -14,7 +14,7 @@ from asrkit.errors import AsrkitError
 from asrkit.losses import ctc_cuda, ctc_ops
 from asrkit.losses.ctc_kernel import LOGIT_TYPES
 from asrkit.losses.feasible import Lengths, infeasible
-from asrkit.nn.lengths import on_device
+from asrkit.nn.lengths import inside, on_device
 
 __all__ = ["ctc_loss", "ctc_route", "infeasible"]
 
@@ -38,7 +38,7 @@ def ctc_loss(
             float64 for float64 logits), autocast or not.
         targets: unit indices, int64 of shape (N, L); what lies behind a target's end is not read.
         logit_lengths: frames per utterance, 0 to T: Python integers, or a tensor of shape (N,). With integers nothing
-            is copied from the device to the host.
+            is copied from the device to the host; the capture of a CUDA graph takes tensors on the GPU.
         target_lengths: labels per utterance, 0 to L, in either form.
         blank: index of the blank unit.
         reduction: "none" gives (N,); "sum" the total; "mean" divides each loss by its target's length (at least 1),
@@ -68,7 +68,10 @@ def ctc_loss(
         arguments = logits, targets, frames.contiguous(), labels.contiguous(), blank, zero_infinity, differentiate
         losses = ctc_ops.on_cuda(*arguments)[0]
     else:
-        losses = _by_torch(logits, targets, logit_lengths, target_lengths, blank, zero_infinity)
+        host = None
+        if not isinstance(logit_lengths, Tensor) and not isinstance(target_lengths, Tensor):
+            host = tuple(logit_lengths), tuple(target_lengths)
+        losses = _by_torch(logits, targets, frames, labels, blank, zero_infinity, host)
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -93,15 +96,29 @@ def _lengths(name: str, lengths: Lengths, most: int, device: torch.device) -> Te
 
 
 def _by_torch(
-    logits: Tensor, targets: Tensor, logit_lengths: Lengths, target_lengths: Lengths, blank: int, zero_infinity: bool
+    logits: Tensor,
+    targets: Tensor,
+    frames: Tensor,
+    labels: Tensor,
+    blank: int,
+    zero_infinity: bool,
+    host: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> Tensor:
-    """Return torch's CTC, one loss per utterance, (N,). It asks the device for lengths that are tensors."""
+    """Return torch's CTC, one loss per utterance, (N,). It asks the device for the lengths unless ``host`` has them.
+
+    torch's kernels read and write wherever a label or a length that is none leads them; here it leads nowhere.
+    """
+    units = logits.shape[-1]
+    frames, labels = frames.clamp(0, logits.shape[1]), labels.clamp(0, targets.shape[1])
+    read = inside(labels, targets.shape[1])
+    stray = read & ((targets < 0) | (targets >= units))
+    targets = targets.masked_fill(stray | ~read, blank)
     with torch.autocast(logits.device.type, enabled=False):
         precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = logits.to(precision).log_softmax(-1).transpose(0, 1)
-        if isinstance(logit_lengths, Tensor) or isinstance(target_lengths, Tensor):
-            lengths = on_device(logit_lengths, logits.device), on_device(target_lengths, logits.device)
-            return torch.ctc_loss(log_probs, targets, *lengths, blank, 0, zero_infinity)
-        return torch.ctc_loss(
-            log_probs, targets, tuple(logit_lengths), tuple(target_lengths), blank, 0, zero_infinity=zero_infinity
-        )
+        if host is None:
+            losses = torch.ctc_loss(log_probs, targets, frames, labels, blank, 0, zero_infinity)
+        else:
+            losses = torch.ctc_loss(log_probs, targets, *host, blank, 0, zero_infinity=zero_infinity)
+    # A stray label has no alignment.
+    return torch.where(stray.any(1), 0.0 if zero_infinity else torch.inf, losses)

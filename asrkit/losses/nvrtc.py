@@ -20,6 +20,10 @@ CAPTURE_RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED: loading a module allocates memory, which a capture in this thread would else forbid."""
 
 
+OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY."""
+
+
 class CudaUnavailableError(Exception):
     """NVRTC or the driver is missing, or refuses."""
 
@@ -40,7 +44,7 @@ def compile_source(source: str, name: str, options: Iterable[str], capability: t
     program = ctypes.c_void_p()
     _nvrtc_check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
     try:
-        arguments = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", *options]
+        arguments = [f"--gpu-architecture=sm_{_architecture(capability)}", "--std=c++17", *options]
         encoded = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
         status = library.nvrtcCompileProgram(program, len(arguments), encoded)
         size = ctypes.c_size_t()
@@ -58,6 +62,16 @@ def compile_source(source: str, name: str, options: Iterable[str], capability: t
         return code.raw
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _architecture(capability: tuple[int, int]) -> int:
+    """Return the newest architecture that NVRTC knows and whose machine code the GPU runs: of its generation, not above it."""
+    library, count = nvrtc(), ctypes.c_int()
+    _nvrtc_check(library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    known = (ctypes.c_int * count.value)()
+    _nvrtc_check(library.nvrtcGetSupportedArchs(known))
+    major, minor = capability
+    return max((one for one in known if one // 10 == major and one % 10 <= minor), default=10 * major + minor)
 
 
 class Module:
@@ -94,13 +108,18 @@ class Module:
 
         Raises:
             CudaUnavailableError: the driver refuses.
+            torch.OutOfMemoryError: it has no memory for the kernel.
         """
         stream = ctypes.c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+        what = self._functions[name], blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None
         with _context(self.device):
-            _check(
-                driver().cuLaunchKernel(self._functions[name], blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None)
-            )
+            status = driver().cuLaunchKernel(*what)
+            if status == OUT_OF_MEMORY and not torch.cuda.is_current_stream_capturing():
+                # Kernels for long targets have local memory, which the driver finds beside what torch keeps.
+                torch.cuda.empty_cache()
+                status = driver().cuLaunchKernel(*what)
+            _check(status)
 
 
 @cache
@@ -180,6 +199,8 @@ def _loading() -> Iterator[None]:
 
 
 def _check(status: int) -> None:
+    if status == OUT_OF_MEMORY:
+        raise torch.OutOfMemoryError("CUDA out of memory: none left for a kernel of the CTC loss")
     if status:
         said = ctypes.c_char_p()
         driver().cuGetErrorString(status, ctypes.byref(said))

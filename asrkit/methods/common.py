@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from asrkit.core.clock import Clock
@@ -14,6 +16,18 @@ from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.masking import SpanMask
 from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask, draw_spec_mask
 from asrkit.randomness import layer_uniforms
+
+
+@contextmanager
+def without_gradient() -> Iterator[None]:
+    """Compute without gradients what the same autocast goes on from with gradients.
+
+    Autocast keeps the half-precision copies that it makes of weights; those made in here have no graph, and a weight that is used
+    again behind would get no gradient.
+    """
+    with torch.no_grad():
+        yield
+    torch.clear_autocast_cache()
 
 
 def encoder_frames(encoder: Encoder, batch: Batch) -> tuple[int, ...]:

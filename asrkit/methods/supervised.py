@@ -19,7 +19,7 @@ from asrkit.core.term import Losses, Prepared, Ratio
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCDraws, CTCHead, CTCHeadConfig, check_depth
-from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment
+from asrkit.methods.common import encode, encoder_frames, parameter_groups, spec_augment, without_gradient
 from asrkit.nn.encoder import Encoded, Encoder
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask
 from asrkit.nn.spec_augment import SpecAugmentConfig, SpecMask
@@ -85,7 +85,7 @@ class Supervised(Method):
     ) -> Losses:
         """Run a supervised pass; with ``head_only`` nothing gets a gradient but the head where it writes."""
         run = partial(encode, self.encoder, batch, draws.mask, clock, frontend_gradient_scale, draws.spec_mask)
-        with torch.no_grad() if head_only else nullcontext():
+        with without_gradient() if head_only else nullcontext():
             encoded = self.ctc.condition(self.encoder, run)
         return self.ctc.loss(encoded, batch, draws.head, clock)
 

@@ -29,7 +29,7 @@ from asrkit.data.config import DataConfig
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.heads.head import Pass
-from asrkit.methods.common import encode, encoder_frames, layer_drops
+from asrkit.methods.common import encode, encoder_frames, layer_drops, without_gradient
 from asrkit.methods.pseudo_labels import (
     LabelCache,
     PseudoLabel,
@@ -149,6 +149,7 @@ class Wav2VecS(Supervised):
             self.average = MovingAverage(self._student, config.pseudo.ema_decay)
         self.cache = LabelCache(config.pseudo.cache, config.pseudo.cache_renewal)
         self.collapsed_rows = 0
+        self.rehearsing = False
 
     def phases(self) -> Sequence[Phase]:
         """See `Method.phases`: one schedule runs through all."""
@@ -195,7 +196,7 @@ class Wav2VecS(Supervised):
         else:
             scale = 0.0 if self.config.freeze_frontend else 1.0
             run = partial(encode, self.encoder, draws.batch, draws.masks.mask, clock, scale, draws.masks.spec_mask)
-        with torch.no_grad() if clock.phase == HEAD_ONLY else nullcontext():
+        with without_gradient() if clock.phase == HEAD_ONLY else nullcontext():
             encoded = self.ctc.condition(self.encoder, run)
         losses = self.ctc.loss(encoded, draws.batch, draws.masks.head, clock)
         metrics = losses.metrics if stream == "labelled" else {}
@@ -210,6 +211,9 @@ class Wav2VecS(Supervised):
     def _prepare_student(self, batch: Batch, clock: Clock) -> Prepared:
         pseudo = self.config.pseudo
         labels, extracted = self._label(batch, clock)
+        if self.rehearsing:
+            frames = encoder_frames(self.encoder, batch)
+            labels = [self._stand_in(label, length) for label, length in zip(labels, frames, strict=True)]
         rows = [row for row, label in enumerate(labels) if label.passes(pseudo.confidence)]
         ramp = min(1.0, (clock.phase_update + 1) / pseudo.ramp_updates) if pseudo.ramp_updates else 1.0
         weight = pseudo.weight * ramp
@@ -223,6 +227,11 @@ class Wav2VecS(Supervised):
         ready = self.draw_supervised(kept, clock, self.config.student_mask, self.config.student_spec_augment)
         shared = extracted.rows(rows) if extracted is not None else None
         return Prepared(Draws(kept, ready.draws, shared, weight, figures), self._counts(batch, labels, ready, clock))
+
+    def _stand_in(self, label: PseudoLabel, frames: int) -> PseudoLabel:
+        """Return a label for a rehearsal: what random weights hear is little and never sure."""
+        unit = (self.units.blank + 1) % len(self.units)
+        return PseudoLabel(label.units or (unit,) * max(1, frames // 2), 1.0)
 
     def _counts(
         self, batch: Batch, labels: Sequence[PseudoLabel], kept: Prepared | None, clock: Clock
@@ -298,6 +307,12 @@ class Wav2VecS(Supervised):
         labels = self._teach(self._extract(self._teacher[0], batch))
         rows = [row for row, label in enumerate(labels) if label.passes(self.config.pseudo.confidence)]
         return {**figures, **self._figures(batch, labels, rows)}
+
+    def rehearse(self) -> None:
+        """See `Method.rehearse`: the average is held, and every label is learnt from."""
+        self.rehearsing = True
+        if self.average is not None:
+            self.average.begin(self._student)
 
     def after_update(self, clock: Clock, engine: Engine) -> None:
         """See `Method.after_update`: the moving average follows, the cache takes in what was labelled."""

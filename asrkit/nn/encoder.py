@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asrkit.nn.spec_augment import SpecMask
 
 SAMPLE_RATE = 16_000
+_WAYS = 64
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class Encoder(nn.Module):
 
         The weights keep their names. Each block calls its compiled code, which is made at its first call.
         """
+        # There is one code for each way to call it: with a mask or not, one utterance or several, with gradients or not (a frozen
+        # encoder, a teacher, validation). torch would stop at the eighth.
+        torch._dynamo.config.recompile_limit = max(_WAYS, torch._dynamo.config.recompile_limit)
         for block in self.blocks:
             block.compile(dynamic=True, backend=backend)
 

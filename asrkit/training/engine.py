@@ -19,6 +19,8 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     """Return the device for "auto", "cpu", "cuda" or "cuda:K"; several processes on a machine take a GPU each.
 
+    A GPU becomes the process's current one, and attention leaves cuDNN alone (see `_take`).
+
     Raises:
         AsrkitError: if the device is not there.
     """
@@ -40,7 +42,20 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     index = ranks.local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise AsrkitError(f"no GPU {index}: torch sees {torch.cuda.device_count()}", mend="one process per GPU")
-    return torch.device("cuda", index)
+    return _take(torch.device("cuda", index))
+
+
+def _take(device: torch.device) -> torch.device:
+    """Make a GPU the current one, which is whom torch asks about bfloat16 and where kernels are loaded.
+
+    torch prefers cuDNN's attention on compute capability 9.0 and 10.0. It makes a plan for every new (N, T), about a second with
+    its backward pass (github.com/modelscope/FunASR, 3704), where batches of speech are rarely of the same size twice, and has been
+    wrong at lengths that are no multiple of 128 (github.com/pytorch/pytorch, 169849). Flash attention takes what has no mask, the
+    memory-efficient kernel the rest.
+    """
+    torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return device
 
 
 def cpu_has_bf16() -> bool:
@@ -78,6 +93,8 @@ class TrainingEngine:
         self.precision = choose_precision(precision, device)
         self.ranks = ranks
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        # The scaler makes its scale when it is first used, which on a rank without audio in its first update would be too late.
+        self.scaler.scale(torch.zeros((), device=device))
 
     @property
     def world_size(self) -> int:

@@ -67,8 +67,9 @@ class NumericalGuard:
         Raises:
             AsrkitError: after too many that may not, one behind the other.
         """
-        loss = float(totals.values["loss"][0])
-        bad_loss = self.engine.ranks.any(not math.isfinite(loss))
+        # With inner steps, the loss at the weights they began with: what they make of it shows in the gradient.
+        above, _ = totals.values.get("loss_before_inner", totals.values["loss"])
+        bad_loss = self.engine.ranks.any(not math.isfinite(float(above)))
         bad_gradient = not all(math.isfinite(norm) for norm in norms.values())
         if not bad_loss and not bad_gradient:
             self.in_a_row = 0

@@ -324,7 +324,8 @@ class Trainer:
             }
             self.optimiser.load_state_dict(moments)
         self.method.load_extra_state(state["extra"])
-        self.engine.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # none where the run had no fp16 so far
+            self.engine.scaler.load_state_dict(state["scaler"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
         self.update, self.phase_index, self.phase_update = state["update"], state["phase_index"], state["phase_update"]

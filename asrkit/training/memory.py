@@ -159,7 +159,7 @@ def out_of_memory(error: RuntimeError) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error)
-    return any(part in text for part in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory"))
+    return any(part in text for part in ("can't allocate memory", "ALLOC_FAILED", "out of memory"))
 
 
 def _until_below(batch: Batch, samples: int) -> list[Batch]:

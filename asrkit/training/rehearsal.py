@@ -63,6 +63,7 @@ def rehearse(
     found: list[Rehearsed] = []
     with undisturbed(engine.device):
         method = build()
+        method.rehearse()
         held = _moments(method, engine.device) if moments else None
         epochs = {name: stream.updates_per_epoch for name, stream in streams.items()}
         known = set()

@@ -87,6 +87,10 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 class _Writer(dcp.FileSystemWriter):
+    def __init__(self, path: Path) -> None:
+        """Write into a folder; what is written lies in the host's memory, so that no GPU is asked for it."""
+        super().__init__(path, per_thread_copy_ahead=0)
+
     def storage_meta(self) -> StorageMeta:
         """Leave out where the folder was when it was written."""
         return StorageMeta()

@@ -111,10 +111,12 @@ def _validation_seconds(trainer: Trainer, phase: Phase) -> float:
         return 0.0
     clock = Clock(trainer.seed, trainer.update, phase.name, 0, 1)
     trainer.method.eval()
+    device = trainer.engine.device
     began = time.perf_counter()
     with torch.inference_mode(), trainer.engine.autocast():
-        batch = trainer.dev_batches[0]
-        trainer.method.validate(batch.to(trainer.engine.device), clock)
+        trainer.method.validate(trainer.dev_batches[0].to(device), clock)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     # The first batch has the longest utterances; the others hold as much padded audio.
     return (time.perf_counter() - began) * len(trainer.dev_batches)
 

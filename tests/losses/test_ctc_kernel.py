@@ -382,7 +382,7 @@ BUILDS = [Build(2, 1, 256, 32, 1), Build(0, 8, 512, 256, 4), Build(1, 16, 1024, 
 
 
 @pytest.mark.parametrize("build", BUILDS[:1])
-@pytest.mark.parametrize("capability", [(9, 0)])
+@pytest.mark.parametrize("capability", [(9, 0), (9, 7)], ids=["9.0", "newer than NVRTC"])
 def test_nvrtc_compiles_the_source(build: Build, capability: tuple[int, int]) -> None:
     try:
         nvrtc()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from asrkit.errors import AsrkitError
 from asrkit.losses import ctc_cpu, ctc_cuda, ctc_loss, ctc_ops, ctc_route, infeasible
+from asrkit.losses.ctc import _by_torch
 
 
 def collapse(path: tuple[int, ...], blank: int) -> tuple[int, ...]:
@@ -288,6 +289,27 @@ def test_whether_there_are_kernels_is_a_constant_of_a_compiled_graph() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("zero_infinity", [True, False])
+@pytest.mark.parametrize("on_host", [True, False])
+def test_torchs_own_loss_takes_stray_labels_and_lengths_for_what_they_are(zero_infinity: bool, on_host: bool) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(4, 9, 5, requires_grad=True)
+    targets = torch.tensor([[1, 2, 3], [1, 99, 3], [4, -7, 1000], [-1, 2, 2]])
+    labels = torch.tensor([3, 3, 1, 3])
+    frames = torch.tensor([9, 9, 9, 9])
+    host = (tuple(frames.tolist()), tuple(labels.tolist())) if on_host else None
+    losses = _by_torch(logits, targets, frames, labels, 0, zero_infinity, host)
+    wanted = ctc_loss(logits[[0, 2]], targets[[0, 2]].clamp(0, 4), [9, 9], [3, 1], reduction="none")
+    torch.testing.assert_close(losses[[0, 2]], wanted)
+    assert losses[[1, 3]].tolist() == ([0.0, 0.0] if zero_infinity else [torch.inf, torch.inf])
+    losses[[0, 2]].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    if not on_host:
+        cut = _by_torch(logits, targets, torch.tensor([50, 9, 9, 9]), torch.tensor([7, 3, 1, 3]), 0, zero_infinity)
+        torch.testing.assert_close(cut, losses)
+
+
 def test_without_kernels_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     ctc_cuda._usable.cache_clear()
     with caplog.at_level(logging.WARNING):

@@ -40,6 +40,21 @@ def test_the_head_learns_first(kind: dict[str, Any], frozen: bool) -> None:
     assert learning(method, 1) == {"encoder", "ctc"} | (set() if frozen else {"frontend"})
 
 
+@pytest.mark.parametrize("name", ["finetune", "wav2vec_s"])
+def test_the_head_learns_in_half_precision_what_it_learns_in_full(name: str) -> None:
+    """With intermediate CTC the head has been used without gradients, by the same autocast, before its loss is taken."""
+    gradients = []
+    for precision in ("bf16", "fp32"):
+        method = make_method(name, encoder=STILL, **{name: {"ctc": {"intermediate": [1]}}}).train()
+        Optimiser(method, OptimiserConfig()).enter(method.phases()[0])
+        clock = type(CLOCK)(3, 0, "head", 0, 10)
+        engine = TrainingEngine(torch.device("cpu"), precision, Ranks())
+        Accumulate().run(method, {"labelled": [make_batch([1, 2])]}, clock, engine, Totals({}))
+        gradients.append(method.ctc.project.weight.grad)
+    assert all(gradient is not None for gradient in gradients)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 0.05
+
+
 def test_the_rate_goes_on_where_the_heads_phase_ended() -> None:
     first, second = make_method("finetune").phases()
     rates = [first.schedules["ctc"].rate(update) for update in range(4)]

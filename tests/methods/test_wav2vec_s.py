@@ -247,6 +247,19 @@ def test_nothing_kept_is_nothing_learnt() -> None:
     assert not gradients
 
 
+@pytest.mark.parametrize("teacher", ["self", "ema"])
+def test_a_rehearsal_learns_from_every_row_and_holds_the_average(teacher: str) -> None:
+    method = make(pseudo={**SELF, "teacher": teacher, "confidence": 1.0}).train()
+    with torch.no_grad():
+        method.ctc.project.bias[method.units.blank] = 100.0
+    method.rehearse()
+    figures, gradients = learn(method, unlabelled=unlabelled())
+    assert figures["pseudo_kept"] == 1
+    assert 0 < figures["pseudo_ctc"] < math.inf
+    assert gradients
+    assert method.average is None or method.average.begun
+
+
 def test_the_ramp() -> None:
     method = make(pseudo={**SELF, "weight": 0.6, "ramp_updates": 4}).train()
     weights = [

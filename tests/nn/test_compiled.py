@@ -50,6 +50,32 @@ def test_one_code_serves_all_blocks_and_lengths() -> None:
     assert 1 <= counter.frame_count <= 4
 
 
+def test_every_way_to_call_a_block_is_compiled() -> None:
+    """A frozen encoder, training, a teacher and validation, on batches of all kinds."""
+    torch._dynamo.reset()
+    config = EncoderConfig(
+        frontend="logmel", logmel=LogMelConfig(channels=8), layers=2, dim=8, ffn_dim=8, heads=2, positions="rotary"
+    )
+    encoder = Encoder(config)
+    counter = CompileCounter()
+    encoder.compile_blocks(counter)
+    compiled = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(2):
+            for training, mode in (
+                (True, torch.no_grad),
+                (True, torch.enable_grad),
+                (False, torch.no_grad),
+                (False, torch.inference_mode),
+            ):
+                encoder.train(training)
+                for lengths in LENGTHS:
+                    with mode():
+                        encoder(torch.randn(len(lengths), max(lengths)), torch.tensor(lengths), lengths)
+            compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[1]
+
+
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(AsrkitError, match="CXX=no-such-compiler is not there"):

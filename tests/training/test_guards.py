@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from asrkit.core.step import Accumulate, Totals
 from asrkit.errors import AsrkitError
+from asrkit.training import engine
+from asrkit.training.checkpoint import update_of
 from asrkit.training.config import TrainingConfig
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine
@@ -169,6 +172,48 @@ def test_an_overflow_lowers_the_loss_scale_to_its_floor_and_counts_from_there(tm
         run.update(overflow=True)
     assert run.engine.scaler.get_scale() == 1.5
     assert run.guard.figures() == {"skipped_updates": 5}
+
+
+def in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have fp16's loss scale on the CPU, where fp16 itself is not to be had."""
+    monkeypatch.setattr(engine, "choose_precision", lambda name, device: "fp16")
+    monkeypatch.setattr(engine, "autocast", lambda device, precision: nullcontext())
+
+
+def test_a_rank_that_had_no_audio_yet_can_take_the_others_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_fp16(monkeypatch)
+    method = make_method("finetune", encoder=STILL)
+    alone = TrainingEngine(torch.device("cpu"), "fp16", Ranks())
+    optimiser, phase = Optimiser(method, OptimiserConfig()), method.phases()[1]
+    optimiser.enter(phase)
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norms, taken = optimiser.update(phase, 0, alone)
+    assert taken
+    assert all(0 < norm < math.inf for norm in norms.values())
+
+
+def test_a_run_goes_on_in_fp16_where_that_has_become_its_precision(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = settings("finetune", speech, training={"checkpoint_every": 1})
+    assert train(tmp_path / "exp", whole) == 0
+    for path in (tmp_path / "exp" / "checkpoints").glob("step_*.pt"):
+        if update_of(path) > 5:
+            path.unlink()
+    (tmp_path / "exp" / "checkpoints" / "last").write_text("step_5.pt\n")
+    in_fp16(monkeypatch)
+    assert train(tmp_path / "exp", whole) == 0
+    assert checkpoint(tmp_path / "exp")["update"] == 10
+    assert checkpoint(tmp_path / "exp")["scaler"]["scale"] > 0
+
+
+def test_inner_steps_that_overflow_lower_the_loss_scale_and_count_as_no_broken_loss(tmp_path: Path) -> None:
+    run = Scaled(tmp_path, floor=1.0)
+    for before, counted in ((1.0, 0), (math.nan, 1)):
+        totals = Totals({"loss": (torch.tensor(math.nan), 1.0), "loss_before_inner": (torch.tensor(before), 1.0)})
+        assert not run.guard.allows(CLOCK, {"labelled": [make_batch([1])]}, totals, {"encoder": math.nan})
+        assert run.guard.in_a_row == counted
 
 
 def test_scaled_updates_are_those_without_a_scale(tmp_path: Path) -> None:

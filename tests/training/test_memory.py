@@ -22,7 +22,7 @@ from asrkit.methods.finetune import Finetune
 from asrkit.methods.pretrain import Pretrain
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine
-from asrkit.training.memory import MemoryGuard
+from asrkit.training.memory import MemoryGuard, out_of_memory
 
 ENGINE = TrainingEngine(torch.device("cpu"), "fp32", Ranks())
 NO_DIVERSITY = {"wav2vec2": {"diversity_weight": 0.0, "features_dropout": 0.0}}
@@ -89,6 +89,22 @@ def test_an_utterance_that_does_not_fit_is_one_line() -> None:
         gradients("finetune", {"labelled": [make_batch(range(4))]}, MemoryGuard())
     assert "\n" not in str(caught.value)
     assert len(tried) < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+    ],
+)
+def test_a_lack_of_memory_has_many_names(text: str) -> None:
+    assert out_of_memory(RuntimeError(text))
 
 
 def test_other_mistakes_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,12 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(
     assert_same(checkpoint(tmp_path / "exp"), checkpoint(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("method", ["heterogeneous", "bl_just"])
+def test_a_profile_of_a_step_of_its_own_kind(method: str, speech: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "exp", settings(method, speech), "--profile") == 0
+    assert PARTS["step"] in (tmp_path / "exp" / "profile" / "table.txt").read_text()
+
+
 def test_a_part_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"time": 0.0}
     monkeypatch.setattr(profiling.time, "perf_counter", lambda: now["time"])
