@@ -191,7 +191,9 @@ def test_fine_tuning_can_follow_the_paper(size: str, layer_drop: float, gpus: fl
     # Spans of 10 frames and 64 channels; fairseq's 0.5, 0.25 and 0.1 are what the table rounds.
     channels = {0.008: 0.5, 0.004: 0.25, 0.0016: 0.1}[channels]
     assert channels / 64 == pytest.approx(TABLE_6[subset][1], rel=0.03)
-    row = (3e-5, updates, 10_000, round(times * 10, 2), channels, layer_drop)
+    # Of the rates 2e-5 and 3e-5, which it has for Libri-light's subsets, the higher; section 4.3 has one for BASE on 960 h.
+    rate = 1e-4 if (size, subset) == ("base", "960h") else 3e-5
+    row = (rate, updates, 10_000, round(times * 10, 2), channels, layer_drop)
     wanted = COMMON | dict(zip(COLUMNS, row, strict=True)) | {"data.labelled.seconds_per_update": gpus / SAMPLES}
     assert {key: at(tree, tuple(key.split("."))) for key in wanted} == wanted
 

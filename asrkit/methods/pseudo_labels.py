@@ -38,13 +38,15 @@ class PseudoLabelConfig:
     """How unlabelled speech is labelled, and how much those labels weigh."""
 
     teacher: str = "self"
-    """`self`: the model of the moment; `ema`: its moving average. Both without masks and dropout. (self: CASTLE)"""
+    """`self`: the model of the moment; `ema`: its moving average. Both without masks and dropout. (self: CASTLE, which reads
+    labels off a second head that learns from transcripts alone; here the one head learns from both)"""
     ema_decay: float = 0.999
     """Share of the old average in the new one, per update. (ours)"""
     confidence: float = 0.8
     """Labels less sure than this are not learnt from: exp of the mean log-probability of non-blank frames. (CASTLE)"""
     weight: float = 1.0
-    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1)"""
+    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1 with both divided by
+    the labelled count; unlabelled over labelled speech per update comes to the same here)"""
     ramp_updates: int = 0
     """Updates over which the weight rises from 0. (ours)"""
     count: str = "all"
