@@ -7,8 +7,8 @@ constant, so that a joint update is one backward pass through each loss.
 From the authors' code are: the update (θ along ∇(L_sup + γ L_unsup), η along ∇L_unsup, φ along ∇L_sup), the phases, γ's course
 (`asrkit.methods.penalty`), four passes of exploration per outer epoch, five of fine-tuning by the joint phases' moments, the rates
 1e-3, 1e-4 and 1e-5, and exploration by an optimiser of its own: what CTC's larger gradients leave in shared second moments makes
-exploration's steps small. asrkit's own are masks, warm-up, joint phases that go through the longer stream (the authors' zip ends with
-the shorter one), and every other default.
+exploration's steps small. asrkit's own are masks, warm-up, joint phases that go through the longer stream (the authors' zip ends
+with the shorter one), and every other default.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class PseudoLabelConfig:
     confidence: float = 0.8
     """Labels less sure than this are not learnt from: exp of the mean log-probability of non-blank frames. (CASTLE)"""
     weight: float = 1.0
-    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1 with both divided by
-    the labelled count; unlabelled over labelled speech per update comes to the same here)"""
+    """Weight of the loss on pseudo-labels; each of the two losses is divided by its own count first. (CASTLE: 1 with both divided
+    by the labelled count; unlabelled over labelled speech per update comes to the same here)"""
     ramp_updates: int = 0
     """Updates over which the weight rises from 0. (ours)"""
     count: str = "all"
