@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,8 +134,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
+def held_alone(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold a folder (made if absent) against other processes that ask for it in this way, until the context ends.
+
+    Args:
+        folder: what is held.
+        patience_seconds: how long it is asked for while another process holds it.
 
     Raises:
         AsrkitError: if another process holds it, or it cannot be made.
@@ -147,14 +152,18 @@ def held_alone(folder: Path) -> Iterator[None]:
         raise AsrkitError(f"cannot be written: {error.strerror}", where=lock) from None
     try:
         with suppress(OSError):  # a file system without locks
-            _lock(handle, folder)
+            _lock(handle, folder, time.monotonic() + patience_seconds)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AsrkitError("another process is at work in this folder", where=folder) from None
+def _lock(handle: int, folder: Path, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise AsrkitError("another process is at work in this folder", where=folder) from None
+        time.sleep(1.0)

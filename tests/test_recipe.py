@@ -454,7 +454,7 @@ def test_a_stage_that_made_nothing_binds_nobody(project: Project) -> None:
 
 def test_two_runs_do_not_write_into_one_folder(project: Project) -> None:
     (project.folder / "exp/a/pretrain").mkdir(parents=True)
-    descriptor = os.open(project.folder / "exp/a/pretrain", os.O_RDONLY)
+    descriptor = os.open(project.folder / "exp/a/pretrain/.run.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     assert_refused(project.run(*ALL), "another run is writing to")
     assert project.calls() == ["prepare mini --corpus-dir corpora/mini --output-dir data/mini"]

@@ -37,6 +37,8 @@ class TrainingConfig:
     """Updates between validations on the dev sets; a phase's end validates too."""
     checkpoint_every: int = 1000
     """Updates between checkpoints; a phase's end and a best validation save too."""
+    checkpoint_minutes: float = 30.0
+    """Minutes after which a checkpoint is due, however few updates they held; 0 goes by updates alone."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, beside `last` and `best`."""
     disk_patience_minutes: float = 10.0
@@ -58,6 +60,8 @@ class TrainingConfig:
         for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped_updates"):
             if getattr(self, name) < 1:
                 raise AsrkitError(f"training.{name} is {getattr(self, name)}", mend="1 or more")
+        if self.checkpoint_minutes < 0:
+            raise AsrkitError(f"training.checkpoint_minutes is {self.checkpoint_minutes:g}", mend="0 or more")
         if self.threads < 0 or self.timeout_minutes <= 0:
             raise AsrkitError("training.threads is 0 or more, training.timeout_minutes more than 0")
         if self.check_memory not in ("auto", "on", "off"):
@@ -162,6 +166,7 @@ MAY_CHANGE = (
     "training.log_every",
     "training.validate_every",
     "training.checkpoint_every",
+    "training.checkpoint_minutes",
     "training.keep_checkpoints",
     "training.disk_patience_minutes",
     "training.max_skipped_updates",

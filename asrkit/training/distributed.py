@@ -50,13 +50,17 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on some rank."""
+        return self.votes(flag)[0]
+
+    def votes(self, *flags: bool) -> list[bool]:
+        """Return of each flag whether it is set on some rank."""
         if self.world_size == 1:
-            return flag
+            return list(flags)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.tensor(float(flag), device=device)
+        total = torch.tensor(flags, dtype=torch.float32, device=device)
         with watching.watch.meeting():
             dist.all_reduce(total)
-            return bool(total.item() > 0)
+            return [count > 0 for count in total.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order, on all ranks."""
@@ -101,6 +105,11 @@ def ranks_of_environment() -> Ranks:
         raise AsrkitError(what, mend="start several processes with torchrun") from None
 
 
+def restarted() -> bool:
+    """Whether torchrun or Slurm has started this run before: what held its folder then may hold it for a little while yet."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> None:
     """Join the other processes' group.
 
@@ -121,34 +130,39 @@ def join(ranks: Ranks, device: torch.device, timeout_minutes: float = 30.0) -> N
         if store is not None:
             name = agree_on_name(store, ranks.rank, ranks.world_size, seconds)
         if not dist.is_initialized():
-            _join(ranks, device, seconds, dist.PrefixStore(name, store) if store is not None else None)
+            _join(ranks, device, seconds, name)
     except (RuntimeError, ValueError) as error:
         raise AsrkitError(f"the processes do not find each other: {str(error).splitlines()[0]}") from error
     store = store or _shared_store()
     watching.keep_watch(watching.Watch(ranks.rank, ranks.world_size, seconds, store, name, mistake_number))
 
 
-def _join(ranks: Ranks, device: torch.device, seconds: float, store: dist.Store | None) -> None:
+def _join(ranks: Ranks, device: torch.device, seconds: float, name: str) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The backends' own ways to end, with many lines and no names, come later.
     timeout = timedelta(seconds=2 * seconds)
-    if store is None:
+    if not name:
         dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
+        return
+    # With a connection of its own: NCCL waits by it at the first exchange, and the store's patience is then the backend's.
+    store = _shared_store(2 * seconds)
+    if store is None:
+        raise RuntimeError("torchrun's store is gone")
+    own = dist.PrefixStore(name, store)
+    dist.init_process_group(backend, timeout=timeout, store=own, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def _torchrun_keeps_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _shared_store() -> dist.Store | None:
+def _shared_store(patience_seconds: float = 10.0) -> dist.Store | None:
     """Return a connection of its own to the store by which the processes have found each other."""
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(host, port, timeout=timedelta(seconds=10))
+        return dist.TCPStore(host, port, timeout=timedelta(seconds=patience_seconds))
     except (KeyError, ValueError, RuntimeError):
         return None
 

@@ -29,7 +29,7 @@ from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
 from asrkit.training.compiled import compile_encoder
 from asrkit.training.config import ExperimentConfig, check_same_run, make_paths_absolute, schema
-from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment, threads_group
+from asrkit.training.distributed import Ranks, join, leave, ranks_of_environment, restarted, threads_group
 from asrkit.training.engine import TrainingEngine, choose_device
 from asrkit.training.environment import store_environment
 from asrkit.training.generators import seed_generators
@@ -184,7 +184,9 @@ def enter(config: ExperimentConfig, exp_dir: Path, console: Console) -> Iterator
     device = choose_device(config.device, ranks)
     make_paths_absolute(config)
     join(ranks, device, config.training.timeout_minutes)
-    with held_alone(exp_dir) if ranks.is_first else nullcontext(), logging_to(exp_dir, console, ranks.is_first):
+    # A file server may keep a dead machine's lock for its lease, 90 s or so.
+    alone = held_alone(exp_dir, patience_seconds=180 if restarted() else 0) if ranks.is_first else nullcontext()
+    with alone, logging_to(exp_dir, console, ranks.rank):
         yield TrainingEngine(device, config.training.precision, ranks, config.training.min_loss_scale)
     # After a mistake the group stays until the process ends: the other ranks fail only once this one has told its own.
     leave()
@@ -197,17 +199,20 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         remove_parts(exp_dir / "checkpoints")
     ranks.barrier()
     state = Checkpoints(exp_dir).newest(ranks)
-    initial = begin(config, exp_dir, ranks) if state is None else None
-    if state is not None:
-        _go_on(config, exp_dir, ranks)
+    fresh = state is None
+    initial = begin(config, exp_dir, ranks) if fresh else None
+    if not fresh:
+        _go_on(config, exp_dir)
+    ranks.barrier()
+    if ranks.is_first and not fresh:  # all have read what stood there
+        configuration.save(config, exp_dir / "config.yaml")
     if state is not None and state["finished"]:
         log.info("complete at step %d, nothing to do: %s", state["update"], exp_dir)
         return Outcome.COMPLETE
-    ranks.barrier()
     _set_threads(config.training.threads, engine)
     if ranks.is_first:
         store_environment(exp_dir, engine.device, ranks.world_size)
-    trainer = make_trainer(config, exp_dir, engine, console, initial, fresh=state is None)
+    trainer = make_trainer(config, exp_dir, engine, console, initial, fresh=fresh)
     log.info(
         "%s: %.2fM parameters, %s on %s, %d process(es), %s",
         config.method,
@@ -223,6 +228,7 @@ def _train(config: ExperimentConfig, exp_dir: Path, engine: TrainingEngine, cons
         rehearse_run(config, trainer)
     if state is not None:
         trainer.restore(state)
+    del state  # gigabytes, on every rank
     try:
         trainer.run()
     except Interrupted as stop:
@@ -319,14 +325,12 @@ def begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment |
     return initial
 
 
-def _go_on(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> None:
+def _go_on(config: ExperimentConfig, exp_dir: Path) -> None:
     """Check that a run that has begun is the one that ``config`` describes. Its `init` is not needed any more."""
     stored = open_experiment(exp_dir).config
     if config.init and config.init == stored.init:
         config.encoder = inherit_shape(config.encoder, stored.encoder)
     check_same_run(stored, config, exp_dir)
-    if ranks.is_first:
-        configuration.save(config, exp_dir / "config.yaml")
 
 
 def _set_threads(threads: int, engine: TrainingEngine) -> None:

@@ -20,19 +20,26 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from asrkit.errors import AsrkitError
 from asrkit.files import Appender, write_text
 
 log = logging.getLogger("asrkit")
 
 
 @contextmanager
-def logging_to(exp_dir: Path, console: Console, first: bool = True) -> Iterator[None]:
-    """Send asrkit's log lines to the terminal and to `train.log` as long as the context lasts; only rank zero speaks."""
-    handlers: list[logging.Handler] = [logging.NullHandler()]
-    if first:
-        to_file = _FileHandler(exp_dir / "train.log")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers = [_ConsoleHandler(console), to_file]
+def logging_to(exp_dir: Path, console: Console, rank: int = 0) -> Iterator[None]:
+    """Send asrkit's log lines to the terminal and to `train.log` as long as the context lasts.
+
+    Only rank zero speaks; what the others have to warn of goes to `logs/rank_N.log`, which they make with the first warning.
+    """
+    to_file = _FileHandler(exp_dir / "train.log" if rank == 0 else exp_dir / "logs" / f"rank_{rank}.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [to_file]
+    if rank == 0:
+        to_file.open()
+        handlers.append(_ConsoleHandler(console))
+    else:
+        to_file.setLevel(logging.WARNING)
     level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -53,19 +60,31 @@ class _FileHandler(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.file = Appender(path)
+        self.path = path
+        self.file: Appender | None = None
         self.busy = False
 
+    def open(self) -> Appender:
+        """Open the file, where that has not been done."""
+        if self.file is None:
+            self.file = Appender(self.path)
+        return self.file
+
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            file = self.open()
+        except AsrkitError:  # a rank's own file, on a full disk: no reason to end its run
+            return
         # A write that fails says so itself, in a line for this very file.
-        self.file.waiting += f"{self.format(record)}\n".encode(errors="replace")
+        file.waiting += f"{self.format(record)}\n".encode(errors="replace")
         if not self.busy:
             self.busy = True
-            self.file.flush()
+            file.flush()
             self.busy = False
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         super().close()
 
 

@@ -75,6 +75,7 @@ class Trainer:
         self.seconds = 0.0
         self.validation_due = False
         self.best: float | None = None
+        self.saved_at = time.monotonic()
         self.memory = MemoryGuard()
         self.guard = NumericalGuard(method, engine, config, exp_dir)
         self.metrics: MetricLog | None = None
@@ -93,6 +94,7 @@ class Trainer:
         """
         if self.engine.ranks.is_first:
             self.metrics = MetricLog(self.exp_dir, self.update, self.rows)
+        self.saved_at = time.monotonic()
         phases = self.method.phases()
         epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
         lengths = [phase.updates(epochs) for phase in phases]
@@ -162,13 +164,19 @@ class Trainer:
         ended = self.phase_update >= length
         milestone = ended and (phase.milestone or final)
         improved = self.validation_due and self._validate(phase, length, stop)
-        stopping = stop.requested()
+        stopping, overdue = self.engine.ranks.votes(stop.flag, self._overdue())
         # What could not be written is tried again with every row of the log.
         again = self.update % self.config.log_every == 0 and self.engine.ranks.any(self.writer.behind)
-        if improved or milestone or stopping or again or self.update % self.config.checkpoint_every == 0:
+        regular = overdue or self.update % self.config.checkpoint_every == 0
+        if improved or milestone or stopping or again or regular:
             self.save(best=improved, finished=final and ended and not self.validation_due)
         if stopping and not (final and ended and not self.validation_due):
             raise stop.interruption()
+
+    def _overdue(self) -> bool:
+        """Whether the last checkpoint was long ago by the first rank's clock."""
+        patience = 60 * self.config.checkpoint_minutes
+        return self.engine.ranks.is_first and 0 < patience <= time.monotonic() - self.saved_at
 
     def _account(self, began: float, waited: float, micro: Mapping[str, Sequence[Batch]]) -> None:
         elapsed = time.perf_counter() - began
@@ -207,7 +215,8 @@ class Trainer:
                 (value for name, value in figures.items() if name.startswith("grad_norm/")), default=float("nan")
             ),
             "audio_seconds_per_second": audio / seconds,
-            "data_wait_share": self.window["wait"] / seconds,
+            # Of the rank that waits longest: the others wait for it as they exchange gradients.
+            "data_wait_share": max(window["wait"] / max(window["seconds"], 1e-9) for window in windows),
             "seconds": self.seconds,
             "seconds_left": (length - self.phase_update) * seconds / max(self.window["updates"], 1),
         }
@@ -277,6 +286,7 @@ class Trainer:
     def save(self, best: bool, finished: bool) -> None:
         """Hand everything that the run is made of to the writer of checkpoints."""
         watching.watch.note("saving", self.update)
+        self.saved_at = time.monotonic()
         own = {
             "generators": generator_states(self.engine.device),
             "totals": {
@@ -333,7 +343,8 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         # Without its file (the newest was damaged, say) the best so far is not to be had any more.
         best = self.checkpoints.named("best")
-        self.best = state["best"] if best is not None and update_of(best) <= self.update else None
+        known = self.engine.ranks.gather(best is not None and update_of(best) <= self.update)[0]
+        self.best = state["best"] if known else None
         rank, written_by = self.engine.ranks.rank, state["ranks"]
         if rank < len(written_by):  # a rank that is new since the checkpoint keeps its seeded generators
             set_generator_states(written_by[rank]["generators"], self.engine.device)

@@ -56,7 +56,3 @@ class StopRequest:
     def interruption(self) -> Interrupted:
         """Return what to raise once everything is saved, the same on all ranks."""
         return Interrupted(self.ranks.any(self.postponed))
-
-    def requested(self) -> bool:
-        """Whether to stop, agreed between all ranks."""
-        return self.ranks.any(self.flag)

@@ -18,6 +18,7 @@ from rich.table import Table
 from asrkit.core.clock import Clock
 from asrkit.core.phase import Phase
 from asrkit.data.stream import Stream
+from asrkit.errors import AsrkitError
 from asrkit.training.checkpoint import Checkpoints
 from asrkit.training.config import ExperimentConfig
 from asrkit.training.experiment import begin, enter, make_trainer, rehearse_run
@@ -32,9 +33,19 @@ _PLANNED = 50
 
 @contextmanager
 def trial(config: ExperimentConfig, console: Console) -> Iterator[Trainer]:
-    """Give a trainer of the run that ``config`` describes, at its beginning, whose folder is a temporary one."""
+    """Give a trainer of the run that ``config`` describes, at its beginning, whose folder is a temporary one.
+
+    It lies where the run's own would, or above: on a disk that all machines share, and that has room for a checkpoint.
+    """
     wanted = Path(config.exp_dir)
-    with tempfile.TemporaryDirectory(prefix="asrkit-") as own, enter(config, Path(own), console) as engine:
+    beside = wanted.absolute().parent
+    while not beside.exists():
+        beside = beside.parent
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{wanted.name}-trial-", dir=beside)
+    except OSError as error:
+        raise AsrkitError(f"cannot be written: {error.strerror or error}", where=beside) from error
+    with temporary as own, enter(config, Path(own), console) as engine:
         folder = Path(engine.ranks.gather(own)[0])
         initial = begin(config, folder, engine.ranks)
         engine.ranks.barrier()

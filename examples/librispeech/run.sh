@@ -297,7 +297,8 @@ settle() {
     local hold status=0
     first || return 0
     mkdir -p "$1"
-    exec {hold}<"$1"
+    # A file, and open for writing: NFS gives no lock on a folder.
+    exec {hold}>>"$1/.run.lock"
     # 9: taken. Anything else that goes wrong is a file system without locks.
     if type -P flock >/dev/null; then flock --nonblock --conflict-exit-code 9 "$hold" 2>/dev/null || status=$?; fi
     [ "$status" -ne 9 ] || die "another run is writing to $1"

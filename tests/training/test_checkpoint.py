@@ -6,7 +6,7 @@ import os
 import pickle
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from asrkit import files
 from asrkit.errors import AsrkitError
 from asrkit.files import held_alone, write_text
 from asrkit.training.checkpoint import Checkpoints, load
@@ -180,4 +181,12 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
             pass
         assert os.listdir(tmp_path / "exp") == [".lock"]
     with held_alone(tmp_path / "exp"):
+        pass
+
+
+def test_a_folder_is_waited_for_as_long_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ExitStack()
+    first.enter_context(held_alone(tmp_path / "exp"))
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: first.close())
+    with held_alone(tmp_path / "exp", patience_seconds=60), pytest.raises(AsrkitError), held_alone(tmp_path / "exp"):
         pass

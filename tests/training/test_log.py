@@ -57,16 +57,20 @@ def test_a_file_gets_a_line_per_row() -> None:
     )
 
 
-def test_other_ranks_are_silent(tmp_path: Path) -> None:
+def test_other_ranks_are_silent_but_for_a_file_of_their_warnings(tmp_path: Path) -> None:
     file = io.StringIO()
     console = Console(file=file)
     view = ProgressView(console, False)
-    with logging_to(tmp_path / "nowhere", console, first=False):
-        logging.getLogger("asrkit.training").warning("not to be heard")
+    with logging_to(tmp_path / "exp", console, rank=3):
+        logging.getLogger("asrkit.training").info("not to be heard")
         view.start("pretrain", 0, 40)
         view.show(ROW)
         view.stop()
+        assert not (tmp_path / "exp").exists()
+        logging.getLogger("asrkit.data").warning("utterance skipped")
     assert file.getvalue() == ""
+    assert [path.name for path in (tmp_path / "exp").rglob("*.log")] == ["rank_3.log"]
+    assert (tmp_path / "exp" / "logs" / "rank_3.log").read_text().endswith("WARNING utterance skipped\n")
 
 
 def test_logging_ends_with_its_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

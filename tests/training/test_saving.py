@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from asrkit.errors import AsrkitError
 from asrkit.files import Appender
-from asrkit.training.checkpoint import Checkpoints, load
+from asrkit.training.checkpoint import Checkpoints, load, update_of
 from asrkit.training.distributed import Ranks
 from asrkit.training.log import MetricLog, ProgressView
 from asrkit.training.saving import CheckpointWriter, snapshot
@@ -142,6 +142,19 @@ def full_from(first: int, last: int, size: int) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_slow_updates_are_saved_by_the_clock_and_that_changes_nothing(speech: Path, tmp_path: Path) -> None:
+    whole = settings("finetune", speech, training={"keep_checkpoints": 100})
+    steps = []
+    for minutes in (0.0, 1e-9):
+        exp_dir = tmp_path / str(minutes)
+        assert train(exp_dir, whole, f"training.checkpoint_minutes={minutes}") == 0
+        steps.append(sorted(update_of(path) for path in (exp_dir / "checkpoints").glob("step_*.pt")))
+    assert steps[1] == list(range(1, 11))
+    assert set(steps[0]) < set(steps[1])
+    assert rows(tmp_path / "0.0") == rows(tmp_path / "1e-09")
+    assert_same(checkpoint(tmp_path / "0.0"), checkpoint(tmp_path / "1e-09"))
 
 
 def test_a_disk_that_is_full_for_a_while_changes_nothing(
