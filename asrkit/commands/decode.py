@@ -65,13 +65,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
         jobs=options.jobs,
     )
     recogniser = load(options.model, device=options.device, precision=options.precision, checkpoint=options.checkpoint)
-    decoder = SetDecoder(recogniser, options.data, chosen, console)
-    if options.tune_on:
-        decoder.tune()
-    for name in options.sets:
-        result, scored = decoder.decode(name)
-        speed = result.audio_seconds / max(result.seconds, 1e-9)
-        title = f"{name}: {result.recipe}, {decoder.conditions.label}, {speed:.0f}x real time"
-        title += ", errors in phones" if decoder.writes_phones else ""
-        console.print(table(scored, title=title))
+    with SetDecoder(recogniser, options.data, chosen, console) as decoder:
+        if options.tune_on:
+            decoder.tune()
+        for name in options.sets:
+            result, scored = decoder.decode(name)
+            speed = result.audio_seconds / max(result.seconds, 1e-9)
+            title = f"{name}: {result.recipe}, {decoder.conditions.label}, {speed:.0f}x real time"
+            title += ", errors in phones" if decoder.writes_phones else ""
+            console.print(table(scored, title=title))
     return 0

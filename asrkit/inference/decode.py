@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import track
@@ -24,7 +25,7 @@ from asrkit.inference import tune as tuning
 from asrkit.inference.recogniser import Recogniser
 from asrkit.inference.rescoring import Scorer, add_scores, rank
 from asrkit.inference.results import PHONES, Result, commit, hardware, write_nbest
-from asrkit.inference.scores import labelled_set, score_set
+from asrkit.inference.scores import ScoredSet, labelled_set, score_set
 from asrkit.inference.search import Searcher, Setup, default_jobs
 from asrkit.text.wer import Score, score, write_transcripts
 
@@ -80,7 +81,11 @@ class DecodeOptions:
 
 
 class SetDecoder:
-    """Decodes prepared sets with one experiment and one choice of options."""
+    """Decodes prepared sets with one experiment and one choice of options.
+
+    A context manager: what it loads for the first set, language models in several processes, serves the others too, and ends with
+    it.
+    """
 
     def __init__(
         self, recogniser: Recogniser, data_dir: Path, options: DecodeOptions, console: Console | None = None
@@ -112,6 +117,19 @@ class SetDecoder:
             update=recogniser.update,
         )
         self._scorer: Scorer | None = None
+        self._searcher: Searcher | None = None
+
+    def __enter__(self) -> SetDecoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the search's processes."""
+        if self._searcher is not None:
+            self._searcher.close()
+            self._searcher = None
 
     def tune(self) -> tuning.Tuned:
         """Search weights on the development set of the options and store them beside the model."""
@@ -120,17 +138,18 @@ class SetDecoder:
             raise AsrkitError("no set to tune on", mend="--tune-on dev-clean")
         info = labelled_set(self.data_dir / name).info
         options, base = self.options, self._config(None)
-        with self._searcher(name) as searcher:
+        with self._scored(name) as scored:
+            searcher = self.searcher
             tried = tuning.settings(base, searcher.decoder.weights, options.trials, options.search, options.seed)
             errors = track(
-                searcher.errors(tried), f"tuning on {name}", len(tried), console=self.console, transient=True
+                searcher.errors(scored, tried), f"tuning on {name}", len(tried), console=self.console, transient=True
             )
             trials = [tuning.record(config, counts) for config, counts in zip(tried, errors, strict=True)]
             found = tuning.best(trials)
             if options.rescore:
                 config = replace(base, lm_weight=found.lm_weight, word_score=found.word_score, nbest=self.readings)
-                nbest = add_scores(list(searcher.hypotheses(config)), self.scorer)
-                more = tuning.rescoring_trials(nbest, searcher.setup.scored.references, config, options.trials)
+                nbest = add_scores(list(searcher.hypotheses(scored, config)), self.scorer)
+                more = tuning.rescoring_trials(nbest, scored.references, config, options.trials)
                 trials += more
                 found = tuning.best(more)
         tuned = tuning.Tuned(
@@ -170,9 +189,8 @@ class SetDecoder:
         if self.conditions.decoder == "greedy" and self.options.nbest is None:
             references, hypotheses, audio = self._greedy(name)
         else:
-            with self._searcher(name) as searcher:
-                scored = searcher.setup.scored
-                found = searcher.hypotheses(config, timed=self.options.nbest is not None)
+            with self._scored(name) as scored:
+                found = self.searcher.hypotheses(scored, config, timed=self.options.nbest is not None)
                 nbest = list(track(found, name, len(scored), console=self.console, transient=True))
                 references, audio = dict(zip(scored.ids, scored.references, strict=True)), scored.audio_seconds
             if self.options.rescore:
@@ -198,9 +216,18 @@ class SetDecoder:
         return self.conditions.decoder == "greedy" and self.recogniser.units.kind == "phone"
 
     @property
+    def searcher(self) -> Searcher:
+        """The search with its n-gram, loaded when first wanted."""
+        if self._searcher is None:
+            setup = Setup(self.options.choice, self.recogniser.units, self.recogniser.frame_rate)
+            self._searcher = Searcher(setup, self.options.jobs or default_jobs(self.options.choice))
+        return self._searcher
+
+    @property
     def scorer(self) -> Scorer:
-        """The neural language model, loaded when first wanted."""
+        """The neural language model, loaded when first wanted; where the search's were, as there may not be room for both."""
         if self._scorer is None:
+            self.close()
             from asrkit.interop.causal_lm import CausalLM
 
             self._scorer = CausalLM(str(self.options.rescore), self.recogniser.device).log10
@@ -227,12 +254,9 @@ class SetDecoder:
         return {utterance_id: units.reference(text) for utterance_id, text in references.items()}
 
     @contextmanager
-    def _searcher(self, name: str) -> Iterator[Searcher]:
+    def _scored(self, name: str) -> Iterator[ScoredSet]:
         with tempfile.TemporaryDirectory(prefix="asrkit-") as folder:
-            scored = score_set(self.recogniser, self.data_dir / name, Path(folder) / "scores")
-            setup = Setup(self.options.choice, self.recogniser.units, self.recogniser.frame_rate, scored)
-            with Searcher(setup, self.options.jobs or default_jobs(self.options.choice)) as searcher:
-                yield searcher
+            yield score_set(self.recogniser, self.data_dir / name, Path(folder) / "scores")
 
     def _config(self, tuned: tuning.Tuned | None) -> BeamConfig:
         options = self.options

@@ -5,8 +5,10 @@ Shapes: T frames, V units (with blank).
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +50,21 @@ class ScoredSet:
             self._frames = np.zeros(shape, np.float32) if empty else np.memmap(self.path, np.float32, "r", shape=shape)
         return self._frames[self.offsets[place] : self.offsets[place + 1]]
 
+    def save(self) -> Path:
+        """Write everything but the scores beside them, for `load_scored` in another process; return the file."""
+        path = self.path.with_suffix(".pickle")
+        path.write_bytes(pickle.dumps(self))
+        return path
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_frames": None}
+
+
+@lru_cache(maxsize=1)
+def load_scored(path: Path) -> ScoredSet:
+    """Return what `ScoredSet.save` of this run wrote; the last one asked for is remembered."""
+    loaded: ScoredSet = pickle.loads(path.read_bytes())
+    return loaded
 
 
 def labelled_set(folder: Path) -> SetIndex:

@@ -1,4 +1,4 @@
-"""Decoding a scored set in several processes, with any number of settings."""
+"""Decoding scored sets in several processes, with any number of settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from asrkit.decoding.config import BeamConfig
 from asrkit.decoding.factory import DecoderChoice, make_decoder, reweighted
 from asrkit.decoding.hypothesis import Decoder, Hypothesis
 from asrkit.errors import AsrkitError
-from asrkit.inference.scores import ScoredSet
+from asrkit.inference.scores import ScoredSet, load_scored
 from asrkit.text.units import Units
 from asrkit.text.wer import ErrorCounts, count_errors
 
@@ -37,17 +36,14 @@ class Setup:
     choice: DecoderChoice
     units: Units
     frame_rate: float
-    scored: ScoredSet
+
+    def decoder(self) -> Decoder:
+        """Make the decoder, with default weights; raises as `make_decoder`."""
+        return make_decoder(self.choice, self.units, self.frame_rate, BeamConfig())
 
 
-@dataclass
-class _Worker:
-    setup: Setup
-    decoder: Decoder
-
-
-_worker: _Worker | None = None
-"""This process' share; set when a pool starts the process."""
+_decoder: Decoder | None = None
+"""This process' own; set when a pool starts the process."""
 
 
 def cores() -> int:
@@ -75,86 +71,88 @@ def free_memory() -> float:
 
 
 class Searcher:
-    """Decodes a scored set. A context manager: its processes end with it."""
+    """Decodes scored sets, one after the other. Its processes, each with a language model of its own, last until `close`."""
 
     def __init__(self, setup: Setup, jobs: int) -> None:
         """Make the decoder once here, so that mistakes are told before any process starts.
 
         Args:
-            setup: what to decode, and with which decoder.
+            setup: the decoder.
             jobs: processes; 1 decodes in this one.
 
         Raises:
             AsrkitError: as `make_decoder`.
         """
         self.setup = setup
-        self._own = _Worker(setup, make_decoder(setup.choice, setup.units, setup.frame_rate, BeamConfig()))
-        self._pool: ProcessPoolExecutor | None = None
-        if jobs > 1 and len(setup.scored) > _CHUNK:
-            # As for data workers: the fork server has no threads whose locks a fork could copy.
-            methods = multiprocessing.get_all_start_methods()
-            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-            if "forkserver" in methods:
-                context.set_forkserver_preload([__name__])
-            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(setup,))
-
-    @property
-    def decoder(self) -> Decoder:
+        self.jobs = jobs
+        self.decoder = setup.decoder()
         """The decoder, with default weights."""
-        return self._own.decoder
+        self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Searcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
-    def hypotheses(self, config: BeamConfig, *, timed: bool = False) -> Iterator[list[Hypothesis]]:
+    def hypotheses(self, scored: ScoredSet, config: BeamConfig, *, timed: bool = False) -> Iterator[list[Hypothesis]]:
         """Return every utterance's readings, best first, in the scored set's order, with word times if wanted."""
-        places = range(len(self.setup.scored))
+        places = range(len(scored))
         tasks = [(config, timed, places[i : i + _CHUNK]) for i in range(0, len(places), _CHUNK)]
-        for chunk in self._map(_read, tasks):
+        for chunk in self._map(_read, scored, tasks):
             yield from chunk
 
-    def errors(self, configs: Sequence[BeamConfig]) -> Iterator[ErrorCounts]:
+    def errors(self, scored: ScoredSet, configs: Sequence[BeamConfig]) -> Iterator[ErrorCounts]:
         """Return the whole set's errors with each of the settings."""
-        return self._map(_errors, configs)
+        return self._map(_errors, scored, configs)
 
-    def _map(self, function: Callable[[_Worker, T], R], tasks: Iterable[T]) -> Iterator[R]:
-        if self._pool is None:
+    def _map(
+        self, function: Callable[[Decoder, ScoredSet, T], R], scored: ScoredSet, tasks: Iterable[T]
+    ) -> Iterator[R]:
+        if self.jobs == 1 or len(scored) <= _CHUNK:
             for task in tasks:
-                yield function(self._own, task)
+                yield function(self.decoder, scored, task)
             return
+        path = scored.save()
         try:
-            yield from self._pool.map(_run, ((function, task) for task in tasks))
+            yield from self._processes().map(_run, ((function, path, task) for task in tasks))
         except BrokenProcessPool:
             raise AsrkitError(
                 "a decoding process was killed, perhaps for want of memory", mend="fewer --jobs"
             ) from None
 
+    def _processes(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # As for data workers: the fork server has no threads whose locks a fork could copy.
+            methods = multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+            if "forkserver" in methods:
+                context.set_forkserver_preload([__name__])
+            initial = (self.setup,)
+            self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start, initargs=initial)
+        return self._pool
+
 
 def _start(setup: Setup) -> None:
-    global _worker
+    global _decoder
     # Ctrl-C, which the terminal sends to all, is the first process' to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = _Worker(setup, make_decoder(setup.choice, setup.units, setup.frame_rate, BeamConfig()))
+    _decoder = setup.decoder()
 
 
-def _run(call: tuple[Callable[[_Worker, T], R], T]) -> R:
-    assert _worker is not None
-    function, task = call
-    return function(_worker, task)
+def _run(call: tuple[Callable[[Decoder, ScoredSet, T], R], Path, T]) -> R:
+    assert _decoder is not None
+    function, path, task = call
+    return function(_decoder, load_scored(path), task)
 
 
-def _read(worker: _Worker, task: tuple[BeamConfig, bool, range]) -> list[list[Hypothesis]]:
+def _read(whole: Decoder, scored: ScoredSet, task: tuple[BeamConfig, bool, range]) -> list[list[Hypothesis]]:
     config, timed, places = task
-    decoder = reweighted(worker.decoder, config)
+    decoder = reweighted(whole, config)
     find = decoder.decode if timed else decoder.search
-    return [find(worker.setup.scored[place]) for place in places]
+    return [find(scored[place]) for place in places]
 
 
-def _errors(worker: _Worker, config: BeamConfig) -> ErrorCounts:
-    scored = worker.setup.scored
-    decoder = reweighted(worker.decoder, config)
+def _errors(whole: Decoder, scored: ScoredSet, config: BeamConfig) -> ErrorCounts:
+    decoder = reweighted(whole, config)
     return count_errors(scored.references, [decoder.search(scored[place])[0].text for place in range(len(scored))])

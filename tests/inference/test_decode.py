@@ -39,8 +39,8 @@ def lm(data: Path) -> Path:
 
 
 def decode(folder: Path, data: Path, **options) -> dict:
-    decoder = SetDecoder(Mishearing(folder), data, DecodeOptions(**{"jobs": 1, **options}))
-    decoder.decode("test")
+    with SetDecoder(Mishearing(folder), data, DecodeOptions(**{"jobs": 1, **options})) as decoder:
+        decoder.decode("test")
     return json.loads((folder / "decode" / "test" / decoder.conditions.label / "results.json").read_text())
 
 
@@ -98,6 +98,27 @@ def test_processes_change_nothing(data: Path, lm: Path, tmp_path: Path) -> None:
         written.append([path.read_text() for path in files])
     assert len(written[0]) == 3
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_language_model_serves_all_sets(
+    data: Path, lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setattr(search, "_CHUNK", 5)
+    options = {"choice": DecoderChoice("beam", lm, "lm"), "beam": 12, "trials": 2, "jobs": jobs}
+    alone = []
+    for name in ("dev", "test"):
+        with SetDecoder(Mishearing(tmp_path / name), data, DecodeOptions(**options)) as decoder:
+            alone.append(decoder.decode(name)[1])
+    made: list[object] = []
+    make = search.make_decoder
+    monkeypatch.setattr(search, "make_decoder", lambda *rest: made.append(rest) or make(*rest))
+    with SetDecoder(Mishearing(tmp_path / "all"), data, DecodeOptions(**options)) as decoder:
+        together = [decoder.decode(name)[1] for name in ("dev", "test")]
+        processes = decoder.searcher._pool
+        assert (processes is not None) == (jobs == 2)
+    assert together == alone
+    assert len(made) == 1
 
 
 def test_words_outside_the_lexicon_are_never_written(data: Path, tmp_path: Path) -> None:

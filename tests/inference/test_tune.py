@@ -64,10 +64,10 @@ def test_other_conditions_do_not_get_the_weights(data: Path, lm: Path, tmp_path:
 
 
 def test_a_search_is_a_function_of_its_seed(data: Path, lm: Path, tmp_path: Path) -> None:
-    found = [
-        decoder(tmp_path / str(n), data, lm, tune_on="dev", trials=3, seed=seed, jobs=jobs).tune()
-        for n, (seed, jobs) in enumerate([(1, 1), (1, 2), (2, 1)])
-    ]
+    found = []
+    for n, (seed, jobs) in enumerate([(1, 1), (1, 2), (2, 1)]):
+        with decoder(tmp_path / str(n), data, lm, tune_on="dev", trials=3, seed=seed, jobs=jobs) as tuner:
+            found.append(tuner.tune())
     assert found[0].trials == found[1].trials != found[2].trials
 
 
