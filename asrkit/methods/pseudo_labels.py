@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,17 +187,22 @@ class LabelCache:
         self.fresh = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries, oldest first."""
+        """Return the entries, oldest first, in few pieces: a checkpoint looks at every number that is not in a tensor."""
+        labels = self.entries.values()
         return {
-            "ids": list(self.entries),
-            "units": [list(label.units) for label in self.entries.values()],
-            "confidences": [label.confidence for label in self.entries.values()],
+            "ids": "\n".join(self.entries),
+            "units": torch.from_numpy(np.fromiter(chain.from_iterable(label.units for label in labels), np.int32)),
+            "lengths": torch.tensor([len(label.units) for label in labels], dtype=torch.int32),
+            "confidences": torch.tensor([label.confidence for label in labels], dtype=torch.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        rows = zip(state["ids"], state["units"], state["confidences"], strict=True)
-        self.entries = {name: PseudoLabel(tuple(units), sure) for name, units, sure in rows}
+        units, ends = state["units"].tolist(), state["lengths"].cumsum(0).tolist()
+        parts = (tuple(units[start:end]) for start, end in zip([0, *ends], ends, strict=False))
+        ids = state["ids"].split("\n") if state["ids"] else []
+        rows = zip(ids, parts, state["confidences"].tolist(), strict=True)
+        self.entries = {name: PseudoLabel(label, sure) for name, label, sure in rows}
 
 
 def _sureness(label: PseudoLabel) -> tuple[float, tuple[int, ...]]:
