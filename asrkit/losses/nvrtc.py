@@ -65,13 +65,14 @@ def compile_source(source: str, name: str, options: Iterable[str], capability: t
 
 
 def _architecture(capability: tuple[int, int]) -> int:
-    """Return the newest architecture that NVRTC knows and whose machine code the GPU runs: of its generation, not above it."""
+    """Return the GPU's architecture, or, where NVRTC is older than it, its generation's first, whose machine code it runs too."""
     library, count = nvrtc(), ctypes.c_int()
     _nvrtc_check(library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
     known = (ctypes.c_int * count.value)()
     _nvrtc_check(library.nvrtcGetSupportedArchs(known))
     major, minor = capability
-    return max((one for one in known if one // 10 == major and one % 10 <= minor), default=10 * major + minor)
+    own, first = 10 * major + minor, 10 * major
+    return first if own not in known and first in known else own
 
 
 class Module:
