@@ -3,7 +3,7 @@
 # pre-training, CTC fine-tuning, decoding, scoring. Running it again goes on where it stopped.
 #
 #   bash scripts/quickstart.sh                  everything goes to exp/quickstart
-#   bash scripts/quickstart.sh --from-scratch   the control: CTC on the same labels without pre-training, in the same time
+#   bash scripts/quickstart.sh --from-scratch   the control: CTC on the same labels without pre-training, as much audio in all
 #   bash scripts/quickstart.sh --dir DIR        another folder for corpus, models and results
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -441,7 +441,10 @@ elif [ "$route" = refine ] && begin 3 "$method with the labels of $source" "$dat
     [ -n "$init" ] || agree "$pretrained" "${pretrain_settings[@]}"
     start=$(from_start "") || exit
     settle "$refined" "${refine_settings[@]}"
-    train "$method" "$refine_config" "$refined" ${start:+"$start"} "data.labelled.sets=$(listed "${sourced[@]}")"
+    # Where nothing has learnt yet, nothing is to be frozen.
+    case $init in scratch) thaw=${method/#supervised/finetune}.freeze_frontend=false ;; *) thaw="" ;; esac
+    train "$method" "$refine_config" "$refined" ${start:+"$start"} ${thaw:+"$thaw"} \
+        "data.labelled.sets=$(listed "${sourced[@]}")"
     finish 3
 elif [ "$route" = joint ] && begin 3 "$method with the labels of $subset" "$data_dir" "$tuned"; then
     agree "$data_dir" "${data_settings[0]}"
