@@ -350,6 +350,15 @@ def test_a_study_with_conditions_has_one_table_and_curves(conditions: Project) -
     assert (conditions.folder / "RESULTS.md").read_text() == text
 
 
+@pytest.mark.parametrize("chosen_on", ["", "test-clean"])
+def test_nothing_is_chosen_on_test(tmp_path: Path, chosen_on: str) -> None:
+    project = Project(tmp_path)
+    project.write({**STUDY, "search": {**STUDY["search"], "set": chosen_on}})
+    refused = project.run()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"search.set is '{chosen_on}'" in refused.stderr
+
+
 def test_parts_are_the_whole_and_leave_the_tables_alone(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write(CONDITIONS)

@@ -67,6 +67,10 @@ def read_vocabulary(path: Path) -> list[str]:
         raise AsrkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
 
 
+_BLANKS = " \t\r\n"
+"""What separates fields, for KenLM as well: a no-break space belongs to its word."""
+
+
 class _Lines:
     """Lines that hold something, and where they stand."""
 
@@ -78,7 +82,7 @@ class _Lines:
     def next(self) -> str:
         for line in self.file:
             self.number += 1
-            if stripped := line.strip():
+            if stripped := line.strip(_BLANKS):
                 return stripped
         raise self.error("ends too early")
 
@@ -132,7 +136,7 @@ def _section(lines: _Lines, n: int, size: int, *, last: bool) -> Iterator[tuple[
     if n > 1 and (line := lines.next()) != f"\\{n}-grams:":
         raise lines.error(f"'{line[:40]}' instead of \\{n}-grams:")
     for _ in range(size):
-        fields = lines.next().split()
+        fields = [field for field in lines.next().replace("\t", " ").split(" ") if field]
         try:
             log10, backoff = float(fields[0]), float(fields[n + 1]) if len(fields) > n + 1 else 0.0
         except ValueError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from asrkit.errors import AsrkitError
-from asrkit.text.units import Units, UnknownSymbols
+from asrkit.text.units import Units, UnknownSymbols, without_comment
 
 Lexicon = Mapping[str, Sequence[tuple[int, ...]]]
 """Each word's spellings in unit indices, without a boundary unit at either end, at least one."""
@@ -46,7 +46,7 @@ def read_spellings(path: Path, units: Units) -> dict[str, list[tuple[int, ...]]]
         raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
     lexicon: dict[str, list[tuple[int, ...]]] = {}
     for number, line in enumerate(text.split("\n"), 1):
-        word, *symbols = line.split() or [""]
+        word, *symbols = without_comment(line.split()) or [""]
         if not word or line.startswith(";;;"):
             continue
         word = re.sub(r"(?<=.)\(\d+\)$", "", word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -140,6 +140,7 @@ class SetDecoder:
         options, base = self.options, self._config(None)
         with self._scored(name) as scored:
             searcher = self.searcher
+            self._warn_of_letters(name, scored.references)
             tried = tuning.settings(base, searcher.decoder.weights, options.trials, options.search, options.seed)
             errors = track(
                 searcher.errors(scored, tried), f"tuning on {name}", len(tried), console=self.console, transient=True
@@ -198,6 +199,7 @@ class SetDecoder:
                 nbest = [rank(readings, weight) for readings in add_scores(nbest, self.scorer)]
             hypotheses = {i: readings[0].text for i, readings in zip(references, nbest, strict=True)}
         seconds = time.perf_counter() - began
+        self._warn_of_letters(name, list(references.values()))
         if self.writes_phones:
             references = self._as_phones(name, references)
         scored_set = score(references, hypotheses)
@@ -243,6 +245,19 @@ class SetDecoder:
             hypotheses.update(zip(batch.ids, self.recogniser.texts(batch), strict=True))
             references.update(zip(batch.ids, batch.texts or (), strict=True))
         return references, hypotheses, audio
+
+    def _warn_of_letters(self, name: str, texts: Sequence[str]) -> None:
+        """Say which letters of the transcripts the model does not have, and whether that is a matter of case."""
+        units = self.recogniser.units
+        unknown = units.unknown(texts) if units.kind != "phone" else None
+        if unknown is None:
+            return
+        told = f"{name}: {unknown}; the model cannot write them, which counts as errors"
+        cases = {"lower": [text.lower() for text in texts], "upper": [text.upper() for text in texts]}
+        fitting = next((case for case, changed in cases.items() if units.unknown(changed) is None), None)
+        if fitting is not None:
+            told += f" (it writes {fitting} case: asrkit prepare … --case {fitting})"
+        self.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _as_phones(self, name: str, references: dict[str, str]) -> dict[str, str]:
         """Return references in phones."""

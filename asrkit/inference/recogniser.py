@@ -19,6 +19,8 @@ from asrkit.nn.encoder import SAMPLE_RATE
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
 
+_BLOCK_SECONDS = 30
+
 
 class Recogniser:
     """Weights, units and device of an experiment that can write text. Make one with `asrkit.load`."""
@@ -88,7 +90,10 @@ class Recogniser:
         if sample_rate <= 0:
             raise AsrkitError(f"a sample rate of {sample_rate}", mend="samples per second, such as 16000")
         samples = resample(samples, sample_rate, self.sample_rate)
-        ((_, found),) = transcribe(self, [Source("wave", lambda: iter([samples]))])
+        # In blocks, as files are read: what is looked for in them costs as much as they are long.
+        step = _BLOCK_SECONDS * self.sample_rate
+        blocks = range(0, max(1, len(samples)), step)
+        ((_, found),) = transcribe(self, [Source("wave", lambda: (samples[start : start + step] for start in blocks))])
         if isinstance(found, AsrkitError):
             raise found
         return found

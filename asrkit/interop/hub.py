@@ -30,7 +30,8 @@ def read_folder(folder: Path, units: Units | None = None, with_head: bool = True
     """Read a model that transformers wrote.
 
     Args:
-        folder: holds config.json and the weights, perhaps preprocessor_config.json and a vocabulary.
+        folder: holds config.json and the weights, perhaps a vocabulary and preprocessor_config.json, or processor_config.json, in
+            which transformers 5 has the same.
         units: a dictionary that wins over the folder's.
         with_head: whether the model's head is wanted.
         name: a word for the model; the folder's name.
@@ -39,10 +40,13 @@ def read_folder(folder: Path, units: Units | None = None, with_head: bool = True
         AsrkitError: naming the file that is missing or wrong.
     """
     config = read_json(folder / "config.json")
-    preprocessor = _read_optional(folder / "preprocessor_config.json")
+    where = folder / "preprocessor_config.json"
+    preprocessor = _read_optional(where)
+    if not preprocessor:
+        where = folder / "processor_config.json"
+        preprocessor = _read_optional(where).get("feature_extractor") or {}
     rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
-        where = folder / "preprocessor_config.json"
         raise AsrkitError(f"expected a sampling_rate of {SAMPLE_RATE}, found {rate}", where=where)
     state = read_weights(folder)
     vocabulary = folder / "vocab.json"
@@ -50,7 +54,10 @@ def read_folder(folder: Path, units: Units | None = None, with_head: bool = True
         tokenizer = _read_optional(folder / "tokenizer_config.json")
         added = _read_optional(folder / "added_tokens.json")
         size = state["lm_head.weight"].size(0)
-        symbols = {**added, **read_json(vocabulary)}
+        # transformers 5 has added symbols here, by their indices.
+        listed = tokenizer.get("added_tokens_decoder") or {}
+        later = {str(entry["content"]): int(index) for index, entry in listed.items()}
+        symbols = {**later, **added, **read_json(vocabulary)}
         units = hub_units(symbols, tokenizer, config.get("pad_token_id"), vocabulary, size)
     # The preprocessor's own default is to normalise.
     normalise = (

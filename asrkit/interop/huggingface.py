@@ -179,6 +179,8 @@ def refusal(model: Portable) -> str | None:
     if reason is not None:
         return reason
     shape, units = model.encoder, model.units
+    if model.head is not None and not model.head.quantise_targets:
+        return "Hugging Face's wav2vec 2.0 always quantises the targets of its pre-training"
     if shape.frontend != "waveform":
         return "Hugging Face's speech encoders begin with convolutions over the wave, not with a log-mel frontend"
     if units is not None and units.kind != "char":

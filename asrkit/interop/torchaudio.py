@@ -77,7 +77,9 @@ def read_bundle(name: str, with_head: bool = True) -> Portable:
     state = getattr(model, "model", model).state_dict()
     units = None
     if isinstance(bundle, pipelines.Wav2Vec2ASRBundle) and with_head:
-        labels = tuple(bundle.get_labels(blank="<pad>"))
+        # The star of forced alignment has no output of the model.
+        aligns = isinstance(bundle, pipelines.Wav2Vec2FABundle)
+        labels = tuple(bundle.get_labels(blank="<pad>", **({"star": None} if aligns else {})))
         units = Units(labels, 0, BOUNDARY if BOUNDARY in labels else None)
     return _from_torchaudio(
         bundle._params, bundle._normalize_waveform, state, units, name.lower(), f"torchaudio:{name}"

@@ -254,12 +254,14 @@ class Units:
 def read_lexicon(path: Path) -> dict[str, tuple[str, ...]]:
     """Read lines ``WORD PHONE PHONE …``. Of several pronunciations (also CMU's ``WORD(2)``) the first counts.
 
+    CMU's comments, lines that begin with ``;;;`` and what follows ``#`` behind the phones, are left out.
+
     Raises:
         AsrkitError: unreadable, a word without phones, or no entries.
     """
     lexicon: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(_read(path).split("\n"), 1):
-        word, *pronunciation = line.split() or [""]
+        word, *pronunciation = without_comment(line.split()) or [""]
         if not word or line.startswith(";;;"):
             continue
         if not pronunciation:
@@ -268,6 +270,11 @@ def read_lexicon(path: Path) -> dict[str, tuple[str, ...]]:
     if not lexicon:
         raise AsrkitError("holds no pronunciations", where=path, mend="one line per word: WORD PHONE PHONE …")
     return lexicon
+
+
+def without_comment(fields: list[str]) -> list[str]:
+    """Return a line's fields up to ``#``, where that begins a comment: behind a word and a phone."""
+    return fields[: fields.index("#", 2)] if "#" in fields[2:] else fields
 
 
 def _train_sentencepiece(lines: Sequence[str], size: int) -> bytes:

@@ -138,6 +138,10 @@ def load(name: str, home: Path) -> tuple[str, Study]:
         raise AsrkitError(f"plot is '{study.plot}'", where=path, mend=nearest(study.plot, PLOTS))
     if not recipes or not study.subsets or not study.sets:
         raise AsrkitError("a study needs recipes, subsets and sets", where=path)
+    if study.search.grid and (not study.search.set or study.search.set.startswith("test")):
+        raise AsrkitError(
+            f"search.set is '{study.search.set}'", where=path, mend="a dev set: nothing is chosen on test"
+        )
     for key, recipe in recipes.items():
         if not recipe.seeds or not (recipe.stage or recipe.settings_of):
             raise AsrkitError(f"the recipe '{key}' needs seeds, and a stage or settings_of", where=path)

@@ -202,6 +202,16 @@ def test_compressed_files_and_vocabularies(tmp_path: Path) -> None:
     assert model.vocabulary == [*"abcde"]
 
 
+def test_a_no_break_space_belongs_to_its_word(tmp_path: Path) -> None:
+    path = tmp_path / "lm.arpa"
+    path.write_text(
+        "\\data\\\nngram 1=4\n\n\\1-grams:\n-99 <s>\n-0.5\t</s>\n-0.5\t10\u00a0000\n-0.5 \u3000\n\n\\end\\\n",
+        encoding="utf-8",
+    )
+    assert read_vocabulary(path) == ["<s>", "</s>", "10\u00a0000", "\u3000"]
+    assert read_arpa(path).score(0, "10\u00a0000")[1] == -0.5
+
+
 def test_perplexity_of_a_fair_coin(tmp_path: Path) -> None:
     path = tmp_path / "coin.arpa"
     third = math.log10(1 / 3)

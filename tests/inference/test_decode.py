@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from asrkit import cli
 from asrkit.config import from_dict
@@ -119,6 +121,21 @@ def test_one_language_model_serves_all_sets(
         assert (processes is not None) == (jobs == 2)
     assert together == alone
     assert len(made) == 1
+
+
+def test_letters_that_the_model_has_not_are_told(data: Path, tmp_path: Path) -> None:
+    file = io.StringIO()
+    decoder = SetDecoder(Mishearing(tmp_path), data, DecodeOptions(jobs=1), Console(file=file, width=300))
+    for texts, says in (
+        (["THE CAT"], ""),
+        (["the cat"], "it writes upper case: asrkit prepare … --case upper"),
+        (["THE CAT 7"], "the model cannot write them"),
+    ):
+        decoder._warn_of_letters("dev", texts)
+        said = file.getvalue()
+        assert (says in said) if says else not said
+        file.seek(0)
+        file.truncate()
 
 
 def test_words_outside_the_lexicon_are_never_written(data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from foreign import CONVOLUTIONS, VOCABULARY
 from torch import nn
 
 from asrkit import load
+from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead
+from asrkit.interop.hub import read_folder
 from asrkit.training.experiment import open_experiment
 
 transformers = pytest.importorskip("transformers")
@@ -208,6 +210,26 @@ def test_the_blank_and_the_order_of_units_are_kept(tmp_path: Path) -> None:
     assert units.decode([0, 1, 2, 4, 3, 0]) == "éb é"
     exported = foreign.run_export(first, "huggingface", tmp_path / "exported")
     foreign.assert_same_model(first, foreign.run_import(exported, tmp_path / "second"))
+
+
+def test_what_transformers_5_writes_elsewhere_is_found(tmp_path: Path) -> None:
+    """The preprocessor inside of processor_config.json, added symbols in tokenizer_config.json."""
+    folder = write(make("base", vocab_size=7, pad_token_id=4), tmp_path / "theirs", normalise=True)
+    extractor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    vocabulary = {"é": 0, "b": 1, "|": 2, "[UNK]": 3, "[PAD]": 4}
+    added = {"5": {"content": "<s>"}, "6": {"content": "</s>"}}
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "word_delimiter_token": "|"}
+    foreign.write_vocabulary(folder, vocabulary, **names, added_tokens_decoder=added)
+    ours = open_experiment(foreign.run_import(folder, tmp_path / "ours"))
+    assert ours.config.encoder.waveform.normalise
+    assert ours.units is not None
+    assert ours.units.symbols == ("é", "b", "|", "<unk>", "[PAD]", "<s>", "</s>")
+    extractor["sampling_rate"] = 8000
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    with pytest.raises(AsrkitError, match=r"processor_config\.json: .*8000|8000.*processor_config"):
+        read_folder(folder)
 
 
 def test_encoder_only_leaves_the_head_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

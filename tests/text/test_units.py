@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asrkit.errors import AsrkitError
-from asrkit.text.units import BLANK, Units, UnknownSymbols
+from asrkit.text.units import BLANK, Units, UnknownSymbols, read_lexicon
 
 PROPERTY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = ["THE CAT SAT", "ON THE MAT", "DON'T SIT THERE", "THE HAT IS THERE", "A CAT IN A HAT"]
@@ -28,6 +28,16 @@ def built(kind: str, lexicon: Path) -> Units:
     if kind == "bpe":
         return Units.train_bpe(TEXTS, 30)
     return Units.phones(lexicon) if kind == "phone" else Units.characters(TEXTS)
+
+
+def test_comments_of_a_lexicon_are_no_phones(tmp_path: Path) -> None:
+    path = tmp_path / "cmudict.dict"
+    path.write_text("aalborg AO1 L B AO0 R G # place, danish\n# HH AE1 SH\nhash HH AE1 SH\n")
+    assert read_lexicon(path) == {
+        "aalborg": ("AO1", "L", "B", "AO0", "R", "G"),
+        "#": ("HH", "AE1", "SH"),
+        "hash": ("HH", "AE1", "SH"),
+    }
 
 
 def test_characters_are_sorted_behind_blank_and_boundary() -> None:
