@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from asrkit.errors import AsrkitError
-from asrkit.text.units import Units, UnknownSymbols, without_comment
+from asrkit.text.lexicon import entries
+from asrkit.text.units import Units, UnknownSymbols
 
 Lexicon = Mapping[str, Sequence[tuple[int, ...]]]
 """Each word's spellings in unit indices, without a boundary unit at either end, at least one."""
@@ -30,7 +30,7 @@ def spell(words: Iterable[str], units: Units) -> tuple[dict[str, list[tuple[int,
 
 
 def read_spellings(path: Path, units: Units) -> dict[str, list[tuple[int, ...]]]:
-    """Read lines ``WORD UNIT UNIT …``; a word may have several lines (also CMU's ``WORD(2)``).
+    """Read lines ``WORD UNIT UNIT …`` (see `entries`); a word may have several.
 
     A boundary at the end of a spelling, which flashlight wants, is optional. A line with the word alone is spelt by
     the units themselves.
@@ -38,18 +38,8 @@ def read_spellings(path: Path, units: Units) -> dict[str, list[tuple[int, ...]]]
     Raises:
         AsrkitError: unreadable, a symbol that is not among the units, or no entries.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AsrkitError(f"not UTF-8 at byte {error.start}", where=path, mend="save the file as UTF-8") from None
-    except OSError as error:
-        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
     lexicon: dict[str, list[tuple[int, ...]]] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        word, *symbols = without_comment(line.split()) or [""]
-        if not word or line.startswith(";;;"):
-            continue
-        word = re.sub(r"(?<=.)\(\d+\)$", "", word)
+    for number, word, symbols in entries(path):
         if units.kind == "char":
             symbols = [symbol for symbol in symbols if symbol != units.boundary]
         try:

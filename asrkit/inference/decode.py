@@ -247,17 +247,11 @@ class SetDecoder:
         return references, hypotheses, audio
 
     def _warn_of_letters(self, name: str, texts: Sequence[str]) -> None:
-        """Say which letters of the transcripts the model does not have, and whether that is a matter of case."""
+        """Say which letters of the transcripts the model does not have; those of phones are told by `_as_phones`."""
         units = self.recogniser.units
-        unknown = units.unknown(texts) if units.kind != "phone" else None
-        if unknown is None:
-            return
-        told = f"{name}: {unknown}; the model cannot write them, which counts as errors"
-        cases = {"lower": [text.lower() for text in texts], "upper": [text.upper() for text in texts]}
-        fitting = next((case for case, changed in cases.items() if units.unknown(changed) is None), None)
-        if fitting is not None:
-            told += f" (it writes {fitting} case: asrkit prepare … --case {fitting})"
-        self.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        told = units.unwritable(name, texts) if units.kind != "phone" else None
+        if told is not None:
+            self.console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _as_phones(self, name: str, references: dict[str, str]) -> dict[str, str]:
         """Return references in phones."""

@@ -15,6 +15,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from asrkit.errors import AsrkitError, nearest
 from asrkit.files import atomic_path, write_text
+from asrkit.text.lexicon import entries, read_utf8
 
 BLANK = "<blank>"
 BOUNDARY = "|"
@@ -182,6 +183,16 @@ class Units:
                 found |= dict.fromkeys(error.symbols)
         return UnknownSymbols(found, self.kind) if found else None
 
+    def unwritable(self, name: str, texts: Sequence[str]) -> str | None:
+        """Return a warning of what in a set's texts the units cannot write, and whether that is a matter of case; else None."""
+        unknown = self.unknown(texts)
+        if unknown is None:
+            return None
+        told = f"{name}: {unknown}; the model cannot write them, which counts as errors"
+        cases = {"lower": [text.lower() for text in texts], "upper": [text.upper() for text in texts]}
+        fitting = next((case for case, changed in cases.items() if self.unknown(changed) is None), None)
+        return told if fitting is None else f"{told} (it writes {fitting} case: asrkit prepare … --case {fitting})"
+
     def save(self, directory: Path) -> None:
         """Write `units.json`, and `units.model` or `lexicon.txt` where there is one, each atomically."""
         if self.model is not None:
@@ -252,29 +263,19 @@ class Units:
 
 
 def read_lexicon(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read lines ``WORD PHONE PHONE …``. Of several pronunciations (also CMU's ``WORD(2)``) the first counts.
-
-    CMU's comments, lines that begin with ``;;;`` and what follows ``#`` behind the phones, are left out.
+    """Read lines ``WORD PHONE PHONE …`` (see `entries`). Of several pronunciations the first counts.
 
     Raises:
         AsrkitError: unreadable, a word without phones, or no entries.
     """
     lexicon: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        word, *pronunciation = without_comment(line.split()) or [""]
-        if not word or line.startswith(";;;"):
-            continue
+    for number, word, pronunciation in entries(path):
         if not pronunciation:
             raise AsrkitError(f"word '{word}' has no phones", where=f"{path}:{number}", mend="WORD PHONE PHONE …")
-        lexicon.setdefault(re.sub(r"(?<=.)\(\d+\)$", "", word), tuple(pronunciation))
+        lexicon.setdefault(word, tuple(pronunciation))
     if not lexicon:
         raise AsrkitError("holds no pronunciations", where=path, mend="one line per word: WORD PHONE PHONE …")
     return lexicon
-
-
-def without_comment(fields: list[str]) -> list[str]:
-    """Return a line's fields up to ``#``, where that begins a comment: behind a word and a phone."""
-    return fields[: fields.index("#", 2)] if "#" in fields[2:] else fields
 
 
 def _train_sentencepiece(lines: Sequence[str], size: int) -> bytes:
@@ -304,18 +305,9 @@ def _train_sentencepiece(lines: Sequence[str], size: int) -> bytes:
     return model.getvalue()
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AsrkitError(f"not UTF-8 at byte {error.start}", where=path, mend="save the file as UTF-8") from None
-    except OSError as error:
-        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(_read(path))
+        stored = json.loads(read_utf8(path))
     except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):

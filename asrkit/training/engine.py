@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     """Return the device for "auto", "cpu", "cuda" or "cuda:K"; several processes on a machine take a GPU each.
 
-    A GPU becomes the process's current one, and attention leaves cuDNN alone (see `_take`).
+    A GPU becomes the process's current one, and attention leaves cuDNN alone (see `_make_current`).
 
     Raises:
         AsrkitError: if the device is not there.
@@ -42,10 +42,10 @@ def choose_device(name: str, ranks: Ranks | None = None) -> torch.device:
     index = ranks.local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise AsrkitError(f"no GPU {index}: torch sees {torch.cuda.device_count()}", mend="one process per GPU")
-    return _take(torch.device("cuda", index))
+    return _make_current(torch.device("cuda", index))
 
 
-def _take(device: torch.device) -> torch.device:
+def _make_current(device: torch.device) -> torch.device:
     """Make a GPU the current one, which is whom torch asks about bfloat16 and where kernels are loaded.
 
     torch prefers cuDNN's attention on compute capability 9.0 and 10.0. It makes a plan for every new (N, T), about a second with

@@ -390,7 +390,8 @@ def _dev_batches(config: ExperimentConfig, units: Units | None, ranks: Ranks) ->
     """Return the dev sets, read once and kept: they are gone through again and again."""
     folders = [Path(config.data.dir) / name for name in config.data.dev]
     batches = list(evaluation_batches(folders, units, config.data, ranks.rank, ranks.world_size)) if folders else []
-    unknown = units.unknown(text for batch in batches for text in batch.texts or ()) if units is not None else None
-    if unknown is not None:
-        log.warning("%s: %s; the model cannot write them, which counts as errors", "+".join(config.data.dev), unknown)
+    texts = [text for batch in batches for text in batch.texts or ()]
+    told = units.unwritable("+".join(config.data.dev), texts) if units is not None else None
+    if told is not None:
+        log.warning("%s", told)
     return batches

@@ -94,7 +94,6 @@ class Trainer:
         """
         if self.engine.ranks.is_first:
             self.metrics = MetricLog(self.exp_dir, self.update, self.rows)
-        self.saved_at = time.monotonic()
         phases = self.method.phases()
         epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
         lengths = [phase.updates(epochs) for phase in phases]
@@ -164,9 +163,9 @@ class Trainer:
         ended = self.phase_update >= length
         milestone = ended and (phase.milestone or final)
         improved = self.validation_due and self._validate(phase, length, stop)
-        stopping, overdue = self.engine.ranks.votes(stop.flag, self._overdue())
+        stopping, overdue, behind = self.engine.ranks.votes(stop.flag, self._overdue(), self.writer.behind)
         # What could not be written is tried again with every row of the log.
-        again = self.update % self.config.log_every == 0 and self.engine.ranks.any(self.writer.behind)
+        again = behind and self.update % self.config.log_every == 0
         regular = overdue or self.update % self.config.checkpoint_every == 0
         if improved or milestone or stopping or again or regular:
             self.save(best=improved, finished=final and ended and not self.validation_due)

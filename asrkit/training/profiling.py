@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from asrkit.core.clock import Clock
-from asrkit.core.method import Method
 from asrkit.core.phase import Phase
-from asrkit.core.step import Engine, Step, Totals
 from asrkit.data.batch import Batch
 from asrkit.errors import AsrkitError
 from asrkit.training.config import ExperimentConfig
@@ -67,7 +63,7 @@ class Stopwatch:
             with self.part(part):
                 return function(*arguments, **options)
 
-        setattr(thing, attribute, timed)
+        object.__setattr__(thing, attribute, timed)  # steps are frozen dataclasses
 
     def drawn(self, source: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         """Return the source; waiting for it counts as ``data``."""
@@ -83,26 +79,6 @@ class Stopwatch:
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """A step whose own time counts as ``step``."""
-
-    step: Step
-    stopwatch: Stopwatch
-
-    def run(
-        self,
-        method: Method,
-        micro_batches: Mapping[str, Sequence[Batch]],
-        clock: Clock,
-        engine: Engine,
-        totals: Totals,
-    ) -> None:
-        """See `Step.run`."""
-        with self.stopwatch.part("step"):
-            self.step.run(method, micro_batches, clock, engine, totals)
 
 
 def profile_run(config: ExperimentConfig, console: Console) -> Path:
@@ -144,7 +120,7 @@ def _time(trainer: Trainer, phase: Phase, length: int, sources: Mapping[str, Ite
     stopwatch.watch(trainer.engine, "reduce", "reduce")
     stopwatch.watch(trainer.optimiser, "update", "optimiser")
     watched = {name: stopwatch.drawn(source) for name, source in sources.items()}
-    phase = replace(phase, step=_Timed(phase.step, stopwatch))
+    stopwatch.watch(phase.step, "run", "step")
     for _ in range(_TIMED):
         with stopwatch.part("rest"):
             trainer.step(phase, length, watched)

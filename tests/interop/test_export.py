@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers import UNITS, train, variant
 
 from asrkit.config import from_dict
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
+from asrkit.heads.wav2vec2 import Wav2Vec2HeadConfig
 from asrkit.interop import onnx
 from asrkit.interop.portable import Portable, read_experiment, write_experiment
 from asrkit.interop.sources import FORMATS
@@ -107,6 +109,13 @@ def test_a_wrong_onnx_file_is_not_kept(
     assert foreign.cli.main(["export", str(folder), "--format", "onnx", "--output", str(tmp_path / "out")]) == 2
     assert "onnxruntime and torch differ by" in foreign.told(capsys)
     assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("form", ["huggingface", "fairseq2"])
+def test_a_head_with_targets_as_they_are_is_refused(form: str) -> None:
+    refusal, model = FORMATS[form][0], make("base", units=None)
+    assert refusal(replace(model, head=Wav2Vec2HeadConfig())) is None
+    assert "quantise" in str(refusal(replace(model, head=Wav2Vec2HeadConfig(quantise_targets=False))))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from asrkit.errors import AsrkitError
+from asrkit.training import distributed
 from asrkit.training.meeting import agree_on_name
 
 
@@ -39,6 +43,20 @@ def test_those_that_died_while_they_met_are_not_waited_for() -> None:
             agree_on_name(store, rank, 3, 0.2)
     (name,) = start(store, [2, 1, 0])
     assert name
+
+
+def test_the_store_waits_as_long_as_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL waits for the others by the store, with the store's own patience."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(distributed, "agree_on_name", lambda *place: "start")
+    joined: dict[str, Any] = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: joined.update(options))
+    distributed.join(distributed.Ranks(0, 2), torch.device("cpu"), timeout_minutes=7.0)
+    distributed.leave()
+    assert joined["store"].underlying_store.timeout == joined["timeout"] == timedelta(minutes=14)
 
 
 def test_who_is_missing_is_named() -> None:

@@ -20,6 +20,7 @@ from asrkit.data.plan import micro_batch_sizes
 from asrkit.errors import AsrkitError
 from asrkit.methods.finetune import Finetune
 from asrkit.methods.pretrain import Pretrain
+from asrkit.methods.wav2vec_s import Wav2VecS
 from asrkit.training.distributed import Ranks
 from asrkit.training.engine import TrainingEngine
 from asrkit.training.memory import MemoryGuard, out_of_memory
@@ -201,6 +202,14 @@ def test_a_rehearsal_leaves_no_trace(
     assert "GiB at most" in capsys.readouterr().out
     assert rows(tmp_path / "exp") == rows(tmp_path / "whole")
     assert_same(checkpoint(tmp_path / "exp"), checkpoint(tmp_path / "whole"))
+
+
+def test_a_method_knows_that_it_rehearses(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would leave out of a batch has to be in the rehearsal, and nowhere else."""
+    rehearsed: list[str] = []
+    monkeypatch.setattr(Wav2VecS, "rehearse", lambda self: rehearsed.append(self.config.pseudo.teacher))
+    assert train(tmp_path / "exp", settings("wav2vec_s", speech), "training.check_memory=on") == 0
+    assert len(rehearsed) == 1
 
 
 def test_what_can_never_fit_ends_the_run_before_it_begins(

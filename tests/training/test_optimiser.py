@@ -43,13 +43,13 @@ class Two(Method):
         return ()
 
     def prepare(self, stream: str, batch: Batch, clock: Clock) -> Prepared:
-        raise NotImplementedError
+        raise AssertionError("an optimiser asks for no batch and no loss")
 
     def losses(self, stream: str, batch: Batch, draws: Any, clock: Clock) -> Losses:
-        raise NotImplementedError
+        raise AssertionError("an optimiser asks for no batch and no loss")
 
     def validate(self, batch: Batch, clock: Clock) -> Mapping[str, Ratio]:
-        raise NotImplementedError
+        raise AssertionError("an optimiser asks for no batch and no loss")
 
 
 def phase(*groups: str, moments: str = "", rate: float = 0.1) -> Phase:

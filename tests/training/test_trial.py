@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same, checkpoint, rows, settings, train, write_corpus
 
-from asrkit.training import profiling
+from asrkit.training import profiling, trial
 from asrkit.training.profiling import PARTS, Stopwatch
 
 
@@ -61,10 +64,31 @@ def test_a_profile_says_where_a_step_goes_and_touches_no_run(
     assert_same(checkpoint(tmp_path / "exp"), checkpoint(tmp_path / "whole"))
 
 
+def test_a_trial_lies_where_the_runs_folder_would(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that all machines see it, and there is room."""
+    make_folder, folders = tempfile.TemporaryDirectory, []
+
+    def made(**options: Any) -> Any:
+        folders.append(options["dir"])
+        return make_folder(**options)
+
+    monkeypatch.setattr(trial.tempfile, "TemporaryDirectory", made)
+    (tmp_path / "disk").mkdir()
+    elsewhere = f"exp_dir={tmp_path / 'disk' / 'study' / 'exp'}"
+    assert train(tmp_path / "exp", settings("finetune", speech), elsewhere, "--dry-run") == 0
+    assert folders == [tmp_path / "disk"]
+    assert not list((tmp_path / "disk").iterdir())
+
+
 @pytest.mark.parametrize("method", ["heterogeneous", "bl_just"])
 def test_a_profile_of_a_step_of_its_own_kind(method: str, speech: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "exp", settings(method, speech), "--profile") == 0
-    assert PARTS["step"] in (tmp_path / "exp" / "profile" / "table.txt").read_text()
+    table = (tmp_path / "exp" / "profile" / "table.txt").read_text()
+    milliseconds = re.search(rf"{re.escape(PARTS['step'])} +│ +([0-9.]+)", table)
+    assert milliseconds is not None
+    assert float(milliseconds[1]) > 0
 
 
 def test_a_part_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
