@@ -16,6 +16,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+HOME = ROOT / "examples" / "librispeech"
+sys.path.insert(0, str(HOME))
+
+from study import load, points, slug  # noqa: E402
 
 STUB = r"""
 import json, os, sys
@@ -357,6 +361,29 @@ def test_nothing_is_chosen_on_test(tmp_path: Path, chosen_on: str) -> None:
     refused = project.run()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"search.set is '{chosen_on}'" in refused.stderr
+
+
+def test_a_choice_among_other_settings_is_not_taken_over(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    file = project.kept / "plain" / "search.json"
+    file.parent.mkdir(parents=True)
+    tried = [{"settings": ["finetune.schedule.learning_rate=5e-3"], "wer": 0.1}]
+    file.write_text(json.dumps({"set": "dev-clean", "subset": "10min", "tried": tried, "chosen": 0}))
+    refused = project.run()
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"{file}: chose among other settings" in refused.stderr
+    assert project.trained() == []
+
+
+def test_what_is_kept_was_chosen_among_the_settings_of_its_study() -> None:
+    kept = sorted((HOME / "results").glob("*/*/search.json"))
+    assert kept
+    for file in kept:
+        study = load(file.parents[1].name, HOME)[1]
+        (name,) = (name for name in study.recipes if slug(name) == file.parent.name)
+        recipe = study.recipes[name]
+        settings = [[*point, *study.overrides, *recipe.overrides] for point in points(study, recipe.stage)]
+        assert [point["settings"] for point in json.loads(file.read_text())["tried"]] == settings
 
 
 def test_parts_are_the_whole_and_leave_the_tables_alone(tmp_path: Path) -> None:

@@ -74,18 +74,21 @@ class Decoder(ABC):
 def word_spans(units: Units, sequence: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Return for each word of ``units.decode(sequence)`` the half-open range of its units.
 
-    Characters are divided at the boundary symbol, BPE pieces before one that begins with it. Without a boundary
+    Characters are divided at the boundary symbol and at white space, BPE pieces before one that begins with it. Without a boundary
     each phone is a word of the text, and all other text is a single word.
     """
     spans: list[tuple[int, int]] = []
     begin: int | None = None
     for place, unit in enumerate(sequence):
         symbol = units.symbols[unit]
-        starts = units.kind == "phone" or (units.boundary is not None and symbol.startswith(units.boundary))
+        # Imported vocabularies may have white space among their letters: it divides the text as a boundary does.
+        divides = symbol == units.boundary or symbol.isspace()
+        begins = units.boundary is not None and symbol.startswith(units.boundary)
+        starts = units.kind == "phone" or begins or divides
         if starts and begin is not None:
             spans.append((begin, place))
             begin = None
-        if begin is None and symbol != units.boundary:
+        if begin is None and not divides:
             begin = place
     if begin is not None:
         spans.append((begin, len(sequence)))

@@ -85,11 +85,16 @@ class Runner:
         return Run(name, condition, point, seed, start, tuple(recipe.arguments), overrides)
 
     def _searched(self, name: str) -> list[Run]:
-        if self._search_file(name).is_file():
-            return []
+        """Return the runs of a search that has not chosen yet."""
         choices = points(self.study, self.recipes[name].stage)
         first = next(iter(self.study.conditions))
-        return [self._run(name, first, point, self.recipes[name].seeds[0]) for point in range(len(choices))]
+        runs = [self._run(name, first, point, self.recipes[name].seeds[0]) for point in range(len(choices))]
+        file = self._search_file(name)
+        if not file.is_file():
+            return runs
+        if [tuple(point["settings"]) for point in json.loads(file.read_text())["tried"]] != [r.overrides for r in runs]:
+            raise AsrkitError("chose among other settings than the study's", where=file, mend="remove it and the runs")
+        return []
 
     def _search_file(self, name: str) -> Path:
         return self.results / slug(name) / "search.json"

@@ -72,7 +72,8 @@ def test_words_are_those_of_the_text_and_in_order(seed: int, frames: int) -> Non
 def test_spans_spell_the_words(places: list[int]) -> None:
     pieces = Units.train_bpe(["AB ABA", "ABA AB B", "B A"], 6)
     phones = Units((BLANK, "p", "q", "r"), boundary=None, kind="phone", lexicon={"X": ("p", "q", "r")})
-    for units in (UNITS, Units((BLANK, "A", "B"), boundary=None), pieces, phones):
+    spaced = Units((BLANK, "|", "A", " ", "\u3000", "B"))
+    for units in (UNITS, Units((BLANK, "A", "B"), boundary=None), spaced, pieces, phones):
         sequence = [unit for place in places if (unit := place % len(units)) != units.blank]
         spelt = [units.decode(sequence[a:b]) for a, b in word_spans(units, sequence)]
         assert [word for word in spelt if word] == units.decode(sequence).split()
