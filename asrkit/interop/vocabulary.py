@@ -41,13 +41,17 @@ def released_units() -> Units:
 def read_units(path: Path) -> Units:
     """Read a dictionary that a user names: fairseq's, Hugging Face's `vocab.json`, or a folder of asrkit's units.
 
+    The blank of a `vocab.json` has the name that the `tokenizer_config.json` beside it gives; without one, `<pad>` or `[PAD]`.
+
     Raises:
         AsrkitError: if it is none of them.
     """
     if path.is_dir():
         return Units.load(path)
     if path.suffix == ".json":
-        return hub_units(read_json(path), {}, blank=None, where=path)
+        vocabulary, beside = read_json(path), path.with_name("tokenizer_config.json")
+        usual = {"pad_token": "[PAD]", "unk_token": "[UNK]"} if "[PAD]" in vocabulary else {}
+        return hub_units(vocabulary, read_json(beside) if beside.is_file() else usual, blank=None, where=path)
     return fairseq_units(path)
 
 

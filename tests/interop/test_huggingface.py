@@ -16,6 +16,7 @@ from asrkit import load
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead
 from asrkit.interop.hub import read_folder
+from asrkit.interop.vocabulary import read_units
 from asrkit.training.experiment import open_experiment
 
 transformers = pytest.importorskip("transformers")
@@ -210,6 +211,18 @@ def test_the_blank_and_the_order_of_units_are_kept(tmp_path: Path) -> None:
     assert units.decode([0, 1, 2, 4, 3, 0]) == "éb é"
     exported = foreign.run_export(first, "huggingface", tmp_path / "exported")
     foreign.assert_same_model(first, foreign.run_import(exported, tmp_path / "second"))
+
+
+@pytest.mark.parametrize("blank", ["<pad>", "[PAD]", "_"])
+def test_a_vocabulary_on_its_own_is_a_dictionary(blank: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "|": 1, blank: 2}))
+    if blank == "_":
+        with pytest.raises(AsrkitError, match="found none"):
+            read_units(tmp_path / "vocab.json")
+        (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "_"}')
+    units = read_units(tmp_path / "vocab.json")
+    assert (units.blank, units.boundary) == (2, "|")
+    assert units.decode([0, 2, 1, 0]) == "a a"
 
 
 def test_what_transformers_5_writes_elsewhere_is_found(tmp_path: Path) -> None:
