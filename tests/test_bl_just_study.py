@@ -35,7 +35,7 @@ def spent(study: str, name: str, point: int) -> tuple[dict[str, float], int]:
     seconds = {"labelled": 0.0, "unlabelled": 0.0 if scratch else float(BUDGETS[study][0])}
     updates = 0
     for phase in build_method(config, UNITS).phases():
-        length = phase.updates({})
+        length = phase.length
         updates += length
         for stream in phase.streams:
             seconds[stream] += length * getattr(config.data, stream).seconds_per_update

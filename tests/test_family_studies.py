@@ -28,9 +28,7 @@ def seconds(made: ExperimentConfig) -> float:
     """Audio of a run."""
     phases = build_method(made, UNITS).phases()
     return sum(
-        phase.updates({}) * getattr(made.data, stream).seconds_per_update
-        for phase in phases
-        for stream in phase.streams
+        phase.length * getattr(made.data, stream).seconds_per_update for phase in phases for stream in phase.streams
     )
 
 

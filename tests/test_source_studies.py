@@ -62,7 +62,7 @@ def seconds(config: ExperimentConfig) -> dict[str, float]:
     sections = {"labelled": config.data.labelled, "unlabelled": config.data.unlabelled, **config.data.sources}
     for phase in method.phases():
         for stream in phase.streams:
-            found[stream] = found.get(stream, 0.0) + phase.updates({}) * sections[stream].seconds_per_update
+            found[stream] = found.get(stream, 0.0) + phase.length * sections[stream].seconds_per_update
     return found
 
 

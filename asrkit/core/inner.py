@@ -58,6 +58,8 @@ class Inner:
     the weights and one accumulator of gradients. Ranks walk together: each inner gradient is reduced over all of them, the
     direction once.
 
+    A batch norm's running statistics move with every pass, unless an inner step led to where they are not finite.
+
     What `Method.prepare` fixes, it fixes at θ. LayerDrop leaves out the same layers throughout an update. Metrics:
     loss/STREAM, at the end of the inner steps; loss_before_inner, the mean over streams where these begin (on other audio
     of the same update).
@@ -77,12 +79,15 @@ class Inner:
         steps = self.config.steps
         figures = [Totals({}) for _ in range(steps)]
         shares = share_out(micro_batches, steps + 1, clock, engine)
-        *inner, outer = [
+        # The first share is the outer gradient's: it has audio wherever there is any.
+        outer, *inner = [
             Ready.make(method, share, clock, engine, each)
-            for share, each in zip(shares, [*figures, totals], strict=True)
+            for share, each in zip(shares, [totals, *figures], strict=True)
         ]
         learning = [parameter for parameter in method.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in learning] if steps else []
+        running = [buffer for buffer in method.buffers() if buffer.is_floating_point()] if steps else []
+        sound = [buffer.clone() for buffer in running]
         direction: dict[Tensor, Tensor] = {}
         for stream in micro_batches:
             own = Totals({})
@@ -95,6 +100,7 @@ class Inner:
             finally:
                 # Also where memory runs out half-way: the update is then begun again.
                 _restore(learning, start)
+                _restore_unsound(running, sound)
             totals.add({name: Ratio(*pair) for name, pair in own.values.items()})
             above, _ = own.values.get("loss", (0.0, 0.0))
             totals.add({f"loss/{stream}": Ratio(above * len(micro_batches), 1 / engine.world_size)})
@@ -135,7 +141,8 @@ def share_out(
     """Divide each stream's utterances of an update into so many parts of about equal size, on all ranks together.
 
     Which part an utterance belongs to is a function of the seed, the update and the utterances of the update, not of
-    the ranks that have them. With fewer utterances than parts, the last parts are empty.
+    the ranks that have them. With fewer utterances than parts, the last parts are empty. However unevenly a micro-batch falls
+    into parts, no piece has more of its rows than an even share: what fits into memory once fits always.
     """
     if parts == 1:
         return [dict(micro_batches)]
@@ -152,9 +159,14 @@ def share_out(
         known = sorted(key for rank in everyone for batch in rank[stream] for key in batch)
         place = {key: number for number, key in enumerate(known)}
         chosen = [[place[key] % parts for key in keys] for keys in orders[stream]]
+        limits = [-(-len(keys) // parts) for keys in orders[stream]]
         for part in range(parts):
             rows = [[row for row, its in enumerate(each) if its == part] for each in chosen]
-            shares[part][stream] = [batch.rows(wanted) for batch, wanted in zip(batches, rows, strict=True) if wanted]
+            shares[part][stream] = [
+                batch.rows(wanted[begin : begin + most])
+                for batch, wanted, most in zip(batches, rows, limits, strict=True)
+                for begin in range(0, len(wanted), most)
+            ]
     return shares
 
 
@@ -163,6 +175,12 @@ def _restore(learning: Sequence[nn.Parameter], start: Sequence[Tensor]) -> None:
     # Without inner steps there is no copy, and nothing to take back.
     for parameter, value in zip(learning, start, strict=bool(start)):
         parameter.copy_(value)
+
+
+@torch.no_grad()
+def _restore_unsound(buffers: Sequence[Tensor], sound: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, sound, strict=True):
+        buffer.copy_(torch.where(buffer.isfinite().all(), buffer, value))
 
 
 def _collect(learning: Sequence[nn.Parameter], direction: dict[Tensor, Tensor]) -> None:

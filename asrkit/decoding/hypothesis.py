@@ -80,15 +80,10 @@ def word_spans(units: Units, sequence: Sequence[int]) -> tuple[tuple[int, int], 
     spans: list[tuple[int, int]] = []
     begin: int | None = None
     for place, unit in enumerate(sequence):
-        symbol = units.symbols[unit]
-        # Imported vocabularies may have white space among their letters: it divides the text as a boundary does.
-        divides = symbol == units.boundary or symbol.isspace()
-        begins = units.boundary is not None and symbol.startswith(units.boundary)
-        starts = units.kind == "phone" or begins or divides
-        if starts and begin is not None:
+        if begin is not None and (units.divides(unit) or units.begins(unit)):
             spans.append((begin, place))
             begin = None
-        if begin is None and not divides:
+        if begin is None and not units.divides(unit):
             begin = place
     if begin is not None:
         spans.append((begin, len(sequence)))

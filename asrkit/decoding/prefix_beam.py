@@ -233,7 +233,7 @@ class PrefixBeamDecoder(Decoder):
         spans = []
         # An unfinished word that is dropped is the last to begin.
         for begin, end in list(zip(begins, [*begins[1:], len(path)], strict=False))[: len(words)]:
-            while end > begin + 1 and path[end - 1].unit == self._boundary:
+            while end > begin + 1 and self.units.divides(path[end - 1].unit):
                 end -= 1
             spans.append((begin, end))
         units = tuple(node.unit for node in path[: spans[-1][1] if spans else 0])

@@ -57,8 +57,7 @@ class OpenVocabulary:
             unigrams: log10 probabilities of a language model's words, for `lookahead`.
             unknown: its log10 probability of any other word.
         """
-        self._boundary = units.boundary
-        self._symbols = units.symbols
+        self._units = units
         self._best: dict[str, float] = {}
         self._unknown = unknown
         for word, log10 in (unigrams or {}).items():
@@ -67,11 +66,12 @@ class OpenVocabulary:
 
     def steps(self, state: str, unit: int) -> Sequence[Step]:
         """See `Speller.steps`."""
-        symbol = self._symbols[unit]
-        if self._boundary is None or not symbol.startswith(self._boundary):
-            return (Step(state + symbol, None, not state),)
-        rest = symbol[len(self._boundary) :]
-        return (Step(rest, state or None, bool(rest)),)
+        symbol = self._units.symbols[unit]
+        if self._units.divides(unit):
+            return (Step("", state or None, False),)
+        if self._units.begins(unit):
+            return (Step(symbol.removeprefix(self._units.boundary or ""), state or None, True),)
+        return (Step(state + symbol, None, not state),)
 
     def finish(self, state: str) -> Sequence[str | None]:
         """See `Speller.finish`."""

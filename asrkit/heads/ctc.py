@@ -152,7 +152,8 @@ class CTCHead(SupervisedHead):
             assert encoded.intermediate is not None, "the pass did not go through `condition`"
             sums = [ctc(states) for states in encoded.intermediate]
             mean = torch.stack(sums).mean() if sums else torch.zeros_like(total)
-            share = self.config.intermediate_weight
+            # Where LayerDrop left out all that is read behind, the last one has the whole weight.
+            share = self.config.intermediate_weight if sums else 0.0
             terms = {"ctc": Term(total, 1 - share), INTERMEDIATE: Term(mean, share)}
         without = infeasible(targets, encoded.lengths, target_lengths).sum()
         return Losses(

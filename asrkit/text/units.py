@@ -173,6 +173,16 @@ class Units:
         lexicon = self.lexicon or {}
         return " ".join(phone for word in text.split() for phone in lexicon.get(word, (word,)))
 
+    def divides(self, unit: int) -> bool:
+        """Whether a unit stands between words: the boundary symbol, or white space, which imported vocabularies may have."""
+        symbol = self.symbols[unit]
+        return symbol == self.boundary or symbol.isspace()
+
+    def begins(self, unit: int) -> bool:
+        """Whether a unit begins a word, whatever stands before it: each phone, and a piece that begins with the boundary."""
+        bounded = self.boundary is not None and self.symbols[unit].startswith(self.boundary)
+        return not self.divides(unit) and (self.kind == "phone" or bounded)
+
     def unknown(self, texts: Iterable[str]) -> UnknownSymbols | None:
         """Return what in some texts has no units, each once, in order of appearance; None if all has."""
         found: dict[str, None] = {}

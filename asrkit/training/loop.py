@@ -95,15 +95,14 @@ class Trainer:
         if self.engine.ranks.is_first:
             self.metrics = MetricLog(self.exp_dir, self.update, self.rows)
         phases = self.method.phases()
-        epochs = {name: stream.updates_per_epoch for name, stream in self.streams.items()}
-        lengths = [phase.updates(epochs) for phase in phases]
         try:
             with StopRequest(self.engine.ranks) as stop, self.writer:
                 for index in range(self.phase_index, len(phases)):
                     if index != self.phase_index:
                         self.phase_index, self.phase_update = index, 0
-                    if lengths[index]:
-                        self._run_phase(phases[index], lengths[index], stop, final=not any(lengths[index + 1 :]))
+                    if phases[index].length:
+                        final = not any(phase.length for phase in phases[index + 1 :])
+                        self._run_phase(phases[index], stop, final)
         finally:
             self.view.stop()
             for stream in self.streams.values():
@@ -111,36 +110,36 @@ class Trainer:
             if self.metrics is not None:
                 self.metrics.close()
 
-    def _run_phase(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
-        self.view.start(phase.name, self.phase_update, length)
+    def _run_phase(self, phase: Phase, stop: StopRequest, final: bool) -> None:
+        self.view.start(phase.name, self.phase_update, phase.length)
         if self.validation_due:
-            self._settle(phase, length, stop, final)
-        if self.phase_update >= length:
+            self._settle(phase, stop, final)
+        if self.phase_update >= phase.length:
             return
         self.enter(phase)
         sources = {name: iter(self.streams[name]) for name in phase.streams}
-        while self.phase_update < length:
-            clock = self.step(phase, length, sources)
+        while self.phase_update < phase.length:
+            clock = self.step(phase, sources)
             self.view.advance(self.phase_update)
-            ended = self.phase_update == length
+            ended = self.phase_update == phase.length
             milestone = ended and (phase.milestone or final)
             self.validation_due = milestone or self.update % self.config.validate_every == 0
             if ended or self.update % self.config.log_every == 0:
-                self._log(phase, length, clock)
-            self._settle(phase, length, stop, final)
+                self._log(phase, clock)
+            self._settle(phase, stop, final)
 
     def enter(self, phase: Phase) -> None:
         """Let a phase's groups learn."""
         with self.weights.divided():
             self.optimiser.enter(phase)
 
-    def step(self, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
+    def step(self, phase: Phase, sources: Mapping[str, Iterator[list[Batch]]]) -> Clock:
         """Do one update; return the clock that it went by."""
         began = time.perf_counter()
         watching.watch.note("reading data", self.update, phase.name)
         micro_batches = {name: next(source) for name, source in sources.items()}
         waited = time.perf_counter() - began
-        clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        clock = Clock(self.seed, self.update, phase.name, self.phase_update, phase.length)
         watching.watch.note("computing an update")
         self.method.train()
         totals = self.memory.run(phase.step, self.method, micro_batches, clock, self.engine)
@@ -158,11 +157,11 @@ class Trainer:
             self.totals.add({f"grad_norm/{name}": Ratio(value, 1.0) for name, value in norms.items()})
         return clock
 
-    def _settle(self, phase: Phase, length: int, stop: StopRequest, final: bool) -> None:
+    def _settle(self, phase: Phase, stop: StopRequest, final: bool) -> None:
         """Validate and save as the update count asks; stop if a signal came, be it in the middle of validation."""
-        ended = self.phase_update >= length
+        ended = self.phase_update >= phase.length
         milestone = ended and (phase.milestone or final)
-        improved = self.validation_due and self._validate(phase, length, stop)
+        improved = self.validation_due and self._validate(phase, stop)
         stopping, overdue, behind = self.engine.ranks.votes(stop.flag, self._overdue(), self.writer.behind)
         # What could not be written is tried again with every row of the log.
         again = behind and self.update % self.config.log_every == 0
@@ -191,7 +190,7 @@ class Trainer:
         for batches in micro.values():
             self.window["audio"] += sum(batch.seconds for batch in batches)
 
-    def _log(self, phase: Phase, length: int, clock: Clock) -> None:
+    def _log(self, phase: Phase, clock: Clock) -> None:
         figures = self._summed(self.totals.values)
         figures |= self.method.derived(figures)
         windows = self.engine.ranks.gather(self.window)
@@ -203,7 +202,7 @@ class Trainer:
             "epoch": max(self.streams[name].epoch for name in phase.streams),
             "phase": phase.name,
             "phase_step": self.phase_update,
-            "phase_steps": length,
+            "phase_steps": phase.length,
             **figures,
             **self.guard.figures(),
             **({"halved_updates": halved} if halved else {}),
@@ -217,7 +216,7 @@ class Trainer:
             # Of the rank that waits longest: the others wait for it as they exchange gradients.
             "data_wait_share": max(window["wait"] / max(window["seconds"], 1e-9) for window in windows),
             "seconds": self.seconds,
-            "seconds_left": (length - self.phase_update) * seconds / max(self.window["updates"], 1),
+            "seconds_left": (phase.length - self.phase_update) * seconds / max(self.window["updates"], 1),
         }
         self.totals = Totals({})
         self.window = dict.fromkeys(self.window, 0)
@@ -240,14 +239,14 @@ class Trainer:
                 pair[1] += denominator
         return {name: pair[0] / pair[1] if pair[1] else float("nan") for name, pair in sums.items()}
 
-    def _validate(self, phase: Phase, length: int, stop: StopRequest) -> bool:
+    def _validate(self, phase: Phase, stop: StopRequest) -> bool:
         """Measure the dev sets; return whether this is the best so far. A signal leaves the validation due."""
         ranks = self.engine.ranks
         if not ranks.any(bool(self.dev_batches)):
             self.validation_due = False
             return False
         began = time.perf_counter()
-        clock = Clock(self.seed, self.update, phase.name, self.phase_update, length)
+        clock = Clock(self.seed, self.update, phase.name, self.phase_update, phase.length)
         self.method.eval()
         totals = Totals({})
         unfinished = False
@@ -272,7 +271,7 @@ class Trainer:
                     "epoch": max(self.streams[stream].epoch for stream in phase.streams),
                     "phase": phase.name,
                     "phase_step": self.phase_update,
-                    "phase_steps": length,
+                    "phase_steps": phase.length,
                     **{f"dev/{figure}": value for figure, value in figures.items()},
                     "seconds": self.seconds,
                 }

@@ -92,17 +92,16 @@ def profile_run(config: ExperimentConfig, console: Console) -> Path:
     """
     folder = Path(config.exp_dir) / "profile"
     with trial(config, console) as trainer:
-        epochs = {name: stream.updates_per_epoch for name, stream in trainer.streams.items()}
-        phase, length = [(phase, n) for phase in trainer.method.phases() if (n := phase.updates(epochs))][-1]
+        phase = [phase for phase in trainer.method.phases() if phase.length][-1]
         trainer.enter(phase)
         sources = {name: iter(trainer.streams[name]) for name in phase.streams}
         for _ in range(_WARM_UP):
-            trainer.step(phase, length, sources)
+            trainer.step(phase, sources)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (trainer.engine.device.type == "cuda")
         with profile(activities=activities) as recorded:
             for _ in range(_TRACED):
-                trainer.step(phase, length, sources)
-        stopwatch = _time(trainer, phase, length, sources)
+                trainer.step(phase, sources)
+        stopwatch = _time(trainer, phase, sources)
         if trainer.engine.ranks.is_first:
             tables = [_parts_table(stopwatch, phase), _operators_table(recorded, trainer.engine.device)]
             _write(folder, recorded, tables)
@@ -112,7 +111,7 @@ def profile_run(config: ExperimentConfig, console: Console) -> Path:
     return folder
 
 
-def _time(trainer: Trainer, phase: Phase, length: int, sources: Mapping[str, Iterator[list[Batch]]]) -> Stopwatch:
+def _time(trainer: Trainer, phase: Phase, sources: Mapping[str, Iterator[list[Batch]]]) -> Stopwatch:
     stopwatch = Stopwatch(trainer.engine.device)
     stopwatch.watch(trainer.method, "prepare", "prepare")
     stopwatch.watch(trainer.method, "losses", "forward")
@@ -123,7 +122,7 @@ def _time(trainer: Trainer, phase: Phase, length: int, sources: Mapping[str, Ite
     stopwatch.watch(phase.step, "run", "step")
     for _ in range(_TIMED):
         with stopwatch.part("rest"):
-            trainer.step(phase, length, watched)
+            trainer.step(phase, watched)
     return stopwatch
 
 

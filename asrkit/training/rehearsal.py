@@ -65,15 +65,13 @@ def rehearse(
         method = build()
         method.rehearse()
         held = _moments(method, engine.device) if moments else None
-        epochs = {name: stream.updates_per_epoch for name, stream in streams.items()}
         known = set()
         for phase in method.phases():
-            length = phase.updates(epochs)
             kind = (phase.name, phase.streams, tuple(phase.schedules))
             # Phases that come again and again (an outer epoch's) are tried once.
-            if length and kind not in known:
+            if phase.length and kind not in known:
                 known.add(kind)
-                found += _rehearse_phase(method, phase, length, streams, engine, memory)
+                found += _rehearse_phase(method, phase, streams, engine, memory)
         del method, held
         if engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -84,7 +82,6 @@ def rehearse(
 def _rehearse_phase(
     method: Method,
     phase: Phase,
-    length: int,
     streams: Mapping[str, Stream],
     engine: TrainingEngine,
     memory: MemoryGuard,
@@ -94,7 +91,7 @@ def _rehearse_phase(
             parameter.requires_grad_(name in phase.schedules)
     # Each rank tries what it may get, without waiting for the others.
     alone = TrainingEngine(engine.device, engine.precision, Ranks())
-    clock = Clock(0, 0, phase.name, 0, length)
+    clock = Clock(0, 0, phase.name, 0, phase.length)
     found = []
     for kinds in zip(*(streams[name].costliest() for name in phase.streams), strict=True):
         batches = {name: [batch] for name, batch in zip(phase.streams, kinds, strict=True)}

@@ -82,16 +82,17 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
     """
     with trial(config, console) as trainer:
         rehearsed = rehearse_run(config, trainer)
-        epochs = {name: stream.updates_per_epoch for name, stream in trainer.streams.items()}
-        phases = [(phase, length) for phase in trainer.method.phases() if (length := phase.updates(epochs))]
-        costs = {phase.name: _measure(trainer, phase, length) for phase, length in phases}
+        phases = [phase for phase in trainer.method.phases() if phase.length]
+        # Phases that come again and again (an outer epoch's) are tried once.
+        first = {phase.name: phase for phase in reversed(phases)}
+        costs = {name: _measure(trainer, phase) for name, phase in reversed(first.items())}
         checkpoint_bytes = _checkpoint_bytes(trainer)
-        validation = _validation_seconds(trainer, phases[-1][0])
-        updates = sum(length for _, length in phases)
+        validation = _validation_seconds(trainer, phases[-1])
+        updates = sum(phase.length for phase in phases)
         validations = updates // config.training.validate_every + len(phases) if trainer.dev_batches else 0
-        whole = sum(costs[phase.name].seconds * length for phase, length in phases) + validations * validation
+        whole = sum(costs[phase.name].seconds * phase.length for phase in phases) + validations * validation
         if trainer.engine.ranks.is_first:
-            totals = {name: sum(length for phase, length in phases if phase.name == name) for name in costs}
+            totals = {name: sum(phase.length for phase in phases if phase.name == name) for name in costs}
             console.print(_data_table(trainer))
             console.print(_memory_table(rehearsed, trainer))
             console.print(_time_table(list(costs.values()), totals, validations, validation, whole))
@@ -99,22 +100,22 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
     return whole
 
 
-def _measure(trainer: Trainer, phase: Phase, length: int) -> PhaseCost:
+def _measure(trainer: Trainer, phase: Phase) -> PhaseCost:
     trainer.enter(phase)
     sources = {name: iter(trainer.streams[name]) for name in phase.streams}
     trainer.phase_update = 0
     for _ in range(_WARM_UP):
-        trainer.step(phase, length, sources)
+        trainer.step(phase, sources)
     trainer.window = dict.fromkeys(trainer.window, 0)
     seconds = []
     for _ in range(_MEASURED):
         began = time.perf_counter()
-        trainer.step(phase, length, sources)
+        trainer.step(phase, sources)
         if trainer.engine.device.type == "cuda":
             torch.cuda.synchronize(trainer.engine.device)
         seconds.append(time.perf_counter() - began)
     wait = trainer.window["wait"] / max(trainer.window["seconds"], 1e-9)
-    return PhaseCost(phase.name, length, statistics.mean(seconds), wait)
+    return PhaseCost(phase.name, phase.length, statistics.mean(seconds), wait)
 
 
 def _validation_seconds(trainer: Trainer, phase: Phase) -> float:

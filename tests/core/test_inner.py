@@ -103,12 +103,12 @@ def test_the_direction_is_the_definitions(count: int, steps: int) -> None:
     ends, starts = [], []
     for name in streams:
         phi = [start.weight.detach().clone(), start.offset.detach().clone()]
-        for share in shares:
+        for number, share in enumerate([*shares[1:], shares[0]]):
             at = [value.clone().requires_grad_() for value in phi]
             loss = objective(share[name], *at)
             gradients = torch.autograd.grad(loss, at)
-            (starts if share is shares[0] else []).append(loss.item())
-            if share is shares[-1]:
+            (starts if number == 0 else []).append(loss.item())
+            if number == steps:
                 ends.append(loss.item())
                 sums = [total + gradient / count for total, gradient in zip(sums, gradients, strict=True)]
             else:
@@ -182,7 +182,7 @@ def test_how_long_a_step_is(config: dict[str, Any]) -> None:
     Inner(inner).run(Watched(), {"s0": streams["s0"][:1]}, CLOCK, Alone(), Totals({}))
     length = float((moved[1] - moved[0]).norm())
     method = Curved()
-    share = share_out({"s0": streams["s0"][:1]}, 2, CLOCK, Alone())[0]["s0"]
+    share = share_out({"s0": streams["s0"][:1]}, 2, CLOCK, Alone())[1]["s0"]
     at = [method.weight.detach().requires_grad_(), method.offset.detach().requires_grad_()]
     norm = float(torch.cat([g.flatten() for g in torch.autograd.grad(objective(share, *at), at)]).norm())
     wanted = {"normalised": 0.3}.get(inner.rule, 0.05 * (min(norm, inner.clip_norm) if inner.clip_norm else norm))
@@ -212,6 +212,33 @@ def test_weights_come_back_when_a_pass_fails(fails_at: int) -> None:
         Inner(InnerConfig(steps=2, rate=0.1)).run(method, sources(2), CLOCK, Alone(), Totals({}))
     for name, value in method.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_single_utterance_is_the_outer_gradients() -> None:
+    streams = {name: [batches[0].rows([0])] for name, batches in sources(2).items()}
+    found, figures, _ = direction(Inner(InnerConfig(steps=2)), streams)
+    plain, _, _ = direction(Accumulate(), streams)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, plain[name] / 2, rtol=1e-12, atol=0)
+    assert figures["loss"] > 0
+
+
+@pytest.mark.parametrize(("rate", "sound"), [(0.05, True), (1e300, False)])
+def test_running_statistics_stay_finite(rate: float, sound: bool) -> None:
+    class Normed(Curved):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+        def losses(self, stream: str, batch: Batch, draws: Any, clock: Clock) -> Losses:
+            self.mean += 0.1 * (self.weight.detach() * batch.waves.double().mean(0) - self.mean)
+            self.mean *= self.weight.detach().square().sum() / self.weight.detach().square().sum()
+            return super().losses(stream, batch, draws, clock)
+
+    method = Normed()
+    Inner(InnerConfig(steps=1, rate=rate)).run(method, sources(2), CLOCK, Alone(), Totals({}))
+    assert method.mean.isfinite().all()
+    assert bool(method.mean.any()) == sound
 
 
 class Live(TorchDispatchMode):
@@ -270,6 +297,7 @@ def test_shares_are_even_and_the_same_at_any_number_of_ranks(rows: int, parts: i
     alone = share_out({"a": [whole]}, parts, clock, Alone())
     chosen = [sorted(name for batch in share["a"] for name in batch.ids) for share in alone]
     assert sorted(name for part in chosen for name in part) == sorted(whole.ids)
+    assert all(len(batch.ids) <= -(-rows // parts) for share in alone for batch in share["a"])
     sizes = [len(part) for part in chosen]
     assert max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)

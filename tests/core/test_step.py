@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from asrkit.core.clock import Clock
 from asrkit.core.method import Method
-from asrkit.core.phase import Passes, Phase
+from asrkit.core.phase import Phase
 from asrkit.core.step import Accumulate, Totals
 from asrkit.core.term import Losses, Prepared, Ratio, Term
 from asrkit.data.batch import Batch
@@ -116,12 +116,6 @@ def test_the_loss_is_the_mean_over_updates() -> None:
     assert float(above) / float(below) == pytest.approx(2 * each / 3)
 
 
-def test_phases_are_counted_in_updates_or_passes() -> None:
-    def phase(length: int | Passes) -> Phase:
-        return Phase("all", length, ("labelled",), {}, Accumulate())
-
-    assert phase(7).updates({"labelled": 3}) == 7
-    assert phase(Passes("labelled", 2.5)).updates({"labelled": 10}) == 25
-    assert phase(Passes("labelled", 0.01)).updates({"labelled": 10}) == 1
+def test_a_phase_has_no_less_than_no_updates() -> None:
     with pytest.raises(AsrkitError, match="-1"):
-        phase(-1)
+        Phase("all", -1, ("labelled",), {}, Accumulate())

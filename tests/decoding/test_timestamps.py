@@ -19,6 +19,9 @@ from asrkit.text.units import BLANK, Units
 from tests.decoding.common import random_scores
 
 UNITS = Units((BLANK, "|", "A", "B"))
+SPACED = Units((BLANK, "|", "A", " ", "\u3000", "B"))
+UNBOUNDED = Units((BLANK, " ", "A", "B"), boundary=None)
+"""As imported models may have them."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,10 +58,10 @@ def test_times_and_confidences_of_a_plain_case() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 30))
-def test_words_are_those_of_the_text_and_in_order(seed: int, frames: int) -> None:
-    scores = random_scores(np.random.default_rng(seed), frames, 4, sharpness=2.0)
-    for decoder in (GreedyDecoder(UNITS, 50.0), PrefixBeamDecoder(UNITS, 50.0, BeamConfig(beam=20, nbest=5))):
+@given(st.integers(0, 2**32 - 1), st.integers(0, 30), st.sampled_from([UNITS, SPACED, UNBOUNDED]))
+def test_words_are_those_of_the_text_and_in_order(seed: int, frames: int, units: Units) -> None:
+    scores = random_scores(np.random.default_rng(seed), frames, len(units), sharpness=2.0)
+    for decoder in (GreedyDecoder(units, 50.0), PrefixBeamDecoder(units, 50.0, BeamConfig(beam=20, nbest=5))):
         for hypothesis in decoder.decode(scores):
             assert [word.text for word in hypothesis.words] == hypothesis.text.split()
             times = [time for word in hypothesis.words for time in (word.start, word.end)]
@@ -72,8 +75,7 @@ def test_words_are_those_of_the_text_and_in_order(seed: int, frames: int) -> Non
 def test_spans_spell_the_words(places: list[int]) -> None:
     pieces = Units.train_bpe(["AB ABA", "ABA AB B", "B A"], 6)
     phones = Units((BLANK, "p", "q", "r"), boundary=None, kind="phone", lexicon={"X": ("p", "q", "r")})
-    spaced = Units((BLANK, "|", "A", " ", "\u3000", "B"))
-    for units in (UNITS, Units((BLANK, "A", "B"), boundary=None), spaced, pieces, phones):
+    for units in (UNITS, Units((BLANK, "A", "B"), boundary=None), SPACED, UNBOUNDED, pieces, phones):
         sequence = [unit for place in places if (unit := place % len(units)) != units.blank]
         spelt = [units.decode(sequence[a:b]) for a, b in word_spans(units, sequence)]
         assert [word for word in spelt if word] == units.decode(sequence).split()

@@ -127,7 +127,9 @@ def test_a_block_that_is_left_out_is_not_read() -> None:
     assert len(encoded.intermediate) == 1
     nothing = condition(encoder, head, batch, drops=[True, False, True, False])
     draws = head.draw(batch, nothing.host_lengths, CLOCK)
-    assert float(head.loss(nothing, batch, draws, CLOCK).terms["intermediate_ctc"].sum) == 0.0
+    terms = head.loss(nothing, batch, draws, CLOCK).terms
+    assert float(terms["intermediate_ctc"].sum) == 0.0
+    assert terms["ctc"].weight == 1.0, "what is not read behind does not weaken the rest"
 
 
 def test_a_pass_that_the_head_has_no_part_in_is_not_taken_for_one() -> None:

@@ -37,14 +37,14 @@ def make(**section: Any) -> BLJust:
 
 
 def outline(method: JointMethod) -> list[tuple[str, int]]:
-    return [(phase.name, phase.updates({})) for phase in method.phases()]
+    return [(phase.name, phase.length) for phase in method.phases()]
 
 
 def walk(phases: list[Phase]) -> list[tuple[Phase, Clock]]:
     """Return the clock of every update, as the loop makes it."""
     clocks = []
     for phase in phases:
-        length = phase.updates({})
+        length = phase.length
         clocks += [(phase, Clock(1, len(clocks) + update, phase.name, update, length)) for update in range(length)]
     return clocks
 

@@ -36,6 +36,23 @@ def test_a_dry_run_tells_time_memory_and_room_and_leaves_nothing(
     assert not (tmp_path / "exp").exists()
 
 
+def test_a_dry_run_tries_phases_that_come_again_once(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, tried = trial._measure, []
+
+    def measured(trainer: Any, phase: Any) -> Any:
+        tried.append(phase.name)
+        return measure(trainer, phase)
+
+    monkeypatch.setattr(trial, "_measure", measured)
+    assert train(tmp_path / "exp", settings("bl_just", speech), "bl_just.outer_epochs=3", "--dry-run") == 0
+    assert tried == ["exploration", "joint", "finetune"]
+    shown = capsys.readouterr().out.replace("│", " ")
+    for row in (["exploration", "3"], ["joint", "9"], ["finetune", "2"]):
+        assert row in [line.split()[:2] for line in shown.splitlines()]
+
+
 def test_a_dry_run_finds_what_the_run_would_trip_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_corpus(tmp_path / "corpus", train=4, dev=1)
     whole = settings("finetune", data)
