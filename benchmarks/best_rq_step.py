@@ -10,14 +10,12 @@ masks and the mean square of its output as a loss: what no loss can go below.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from harness import compare, memory_ratio, ratio, report
+from options import own_parser, start_own
 from updates import batch, update
 
 from asrkit.core.clock import Clock
@@ -27,27 +25,19 @@ from asrkit.methods.common import encode, encoder_frames
 from asrkit.methods.pretrain import Pretrain
 from asrkit.nn.encoder import Encoder
 from asrkit.nn.masking import MaskConfig, draw_mask
-from asrkit.training.config import load_experiment_config
-from asrkit.training.distributed import Ranks
-from asrkit.training.engine import TrainingEngine, choose_device
+from asrkit.training.engine import TrainingEngine
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "BEST-RQ update"
 
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "conf/mini/pretrain_mini.yaml", help="of wav2vec 2.0")
+    parser = own_parser(__doc__, 20, "conf/mini/pretrain_mini.yaml", "of wav2vec 2.0")
     parser.add_argument("--seconds", type=float, default=50.0, help="audio per update")
     parser.add_argument("--entries", type=int, default=1024, help="of a codebook of BEST-RQ")
     parser.add_argument("--codebooks", type=int, nargs="+", default=[1, 4], help="of BEST-RQ, each a measurement")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
-    config = load_experiment_config(options.config, ["exp_dir=unused"])
-    engine = TrainingEngine(choose_device(options.device), "auto", Ranks())
-    torch.manual_seed(0)
+    config, engine, told = start_own(options)
     own = config.options
     speech = replace(batch(options.seconds, 1), targets=None, target_lengths=None)
     contenders = {"wav2vec 2.0": update(Pretrain(own, Encoder(config.encoder)), {"unlabelled": [speech]}, engine)}
@@ -58,19 +48,17 @@ def main() -> int:
         names.append(f"BEST-RQ, {codebooks} x {options.entries}")
         contenders[names[-1]] = update(method, {"unlabelled": [speech]}, engine)
     contenders["encoder alone"] = _encoder(Encoder(config.encoder), speech, own.wav2vec2.mask, engine)
-    found = compare(contenders, device=engine.device, rounds=options.rounds)
+    found = compare(contenders, device=engine.device, rounds=options.rounds, warm_up=options.warm_up)
     settings = {
-        "config": options.config.name,
-        "precision": engine.precision,
+        **told,
         "audio seconds per update": options.seconds,
-        "threads": torch.get_num_threads(),
     }
     ratios = []
     for name in names:
         ratios += [ratio(found, name, ["wav2vec 2.0"]), memory_ratio(found, name, ["wav2vec 2.0"])]
     ratios += [ratio(found, name, ["encoder alone"]) for name in ("wav2vec 2.0", *names)]
     report(
-        "BEST-RQ update",
+        TITLE,
         settings,
         found,
         ratios,

@@ -9,58 +9,45 @@ long in a recording of ten minutes as in one of a minute; ten seconds are too fe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from harness import Ratio, compare, ratio, report
+from options import own_parser, start_own
 
 from asrkit.nn.encoder import SAMPLE_RATE, Encoder
-from asrkit.training.config import load_experiment_config
-from asrkit.training.distributed import Ranks
-from asrkit.training.engine import TrainingEngine, choose_device
+from asrkit.training.engine import TrainingEngine
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "Block attention"
 SLACK = 1.2
 """How much longer than in proportion a longer recording may take."""
 
 
 def main() -> int:
     """Measure, print, and fail where the limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", type=Path, default=ROOT / "conf/mini/finetune_mini.yaml", help="whose encoder is taken"
-    )
+    parser = own_parser(__doc__, 5, "conf/mini/finetune_mini.yaml", "whose encoder is taken")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0, 600.0], help="lengths of recordings")
     parser.add_argument("--block", type=float, default=4.0, help="seconds of a block")
     parser.add_argument("--train", action="store_true", help="forward and backward; otherwise forward alone")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
-    config = load_experiment_config(options.config, ["exp_dir=unused"])
-    engine = TrainingEngine(choose_device(options.device), "auto", Ranks())
+    config, engine, told = start_own(options)
     frames = round(options.block * Encoder(config.encoder).frame_rate)
     shapes = {
         "blocks": replace(config.encoder, positions="shaw", attention_block=frames),
         "all frames": replace(config.encoder, positions="shaw", position_reach=frames - 1),
     }
-    torch.manual_seed(0)
     contenders: dict[str, Callable[[], None]] = {}
     for name, shape in shapes.items():
         encoder = Encoder(shape).to(engine.device).train(options.train)
         for length in options.seconds:
             contenders[f"{name}, {length:g} s"] = _run(encoder, length, engine, options.train)
-    found = compare(contenders, device=engine.device, rounds=options.rounds, warm_up=1)
+    found = compare(contenders, device=engine.device, rounds=options.rounds, warm_up=options.warm_up)
     settings = {
-        "encoder of": options.config.name,
-        "precision": engine.precision,
+        **told,
         "pass": "forward and backward" if options.train else "forward",
         "frames of a block": frames,
-        "threads": torch.get_num_threads(),
     }
     ratios: list[Ratio] = []
     for shorter, longer in zip(options.seconds, options.seconds[1:], strict=False):
@@ -69,7 +56,7 @@ def main() -> int:
             limit = SLACK * longer / shorter if name == "blocks" and shorter >= 60 else None
             ratios.append(ratio(found, f"{name}, {longer:g} s", [f"{name}, {shorter:g} s"], limit))
     ratios += [ratio(found, f"blocks, {length:g} s", [f"all frames, {length:g} s"]) for length in options.seconds]
-    kept = report("Block attention", settings, found, ratios, device=engine.device, output=options.output)
+    kept = report(TITLE, settings, found, ratios, device=engine.device, output=options.output)
     return 0 if kept else 1
 
 

@@ -9,13 +9,11 @@ as much memory as the larger one. Updates that measure the gradients apart are s
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from harness import compare, memory_ratio, ratio, report
+from options import own_parser, start_own
 from updates import UNITS, batch, update
 
 from asrkit.methods.bl_just import BLJust
@@ -24,25 +22,16 @@ from asrkit.methods.joint import JOINT
 from asrkit.methods.penalty import PenaltyConfig
 from asrkit.methods.pretrain import Pretrain, PretrainConfig
 from asrkit.nn.encoder import Encoder
-from asrkit.training.config import load_experiment_config
-from asrkit.training.distributed import Ranks
-from asrkit.training.engine import TrainingEngine, choose_device
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "BL-JUST update"
 
 
 def main() -> int:
     """Measure, print, and fail where a limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "conf/mini/bl_just_mini.yaml", help="of bl_just")
+    parser = own_parser(__doc__, 20, "conf/mini/bl_just_mini.yaml", "of bl_just")
     parser.add_argument("--seconds", type=float, default=60.0, help="audio of each stream per update")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
-    config = load_experiment_config(options.config, ["exp_dir=unused"])
-    engine = TrainingEngine(choose_device(options.device), "auto", Ranks())
-    torch.manual_seed(0)
+    config, engine, told = start_own(options)
     own = config.options
     gamma = PenaltyConfig(name="constant", start=0.5)
     joint = replace(own.joint, updates=1000)
@@ -76,12 +65,11 @@ def main() -> int:
         },
         device=engine.device,
         rounds=options.rounds,
+        warm_up=options.warm_up,
     )
     settings = {
-        "config": options.config.name,
-        "precision": engine.precision,
+        **told,
         "audio seconds per stream and update": options.seconds,
-        "threads": torch.get_num_threads(),
     }
     parts = ["supervised", "contrastive"]
     ratios = [
@@ -90,7 +78,7 @@ def main() -> int:
         ratio(found, "joint, measured", parts),
         memory_ratio(found, "joint, measured", parts),
     ]
-    kept = report("BL-JUST update", settings, found, ratios, device=engine.device, output=options.output)
+    kept = report(TITLE, settings, found, ratios, device=engine.device, output=options.output)
     return 0 if kept else 1
 
 

@@ -9,13 +9,12 @@ teacher's forward pass is the only extra. Audio is noise and labels are an untra
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from harness import compare, memory_ratio, ratio, report
+from options import own_parser, start_own
 from updates import UNITS, batch, update
 
 from asrkit.core.clock import Clock
@@ -23,26 +22,17 @@ from asrkit.methods.finetune import Finetune, FinetuneConfig
 from asrkit.methods.pseudo_labels import PseudoLabelConfig
 from asrkit.methods.wav2vec_s import SEMI, Wav2VecS
 from asrkit.nn.encoder import Encoder
-from asrkit.training.config import load_experiment_config
-from asrkit.training.distributed import Ranks
-from asrkit.training.engine import TrainingEngine, choose_device
 
-ROOT = Path(__file__).resolve().parents[1]
+TITLE = "wav2vec-S update"
 
 
 def main() -> int:
     """Measure, print, and fail where the limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "conf/mini/wav2vec_s_mini.yaml", help="of wav2vec_s")
+    parser = own_parser(__doc__, 20, "conf/mini/wav2vec_s_mini.yaml", "of wav2vec_s")
     parser.add_argument("--seconds", type=float, default=60.0, help="audio per update")
     parser.add_argument("--share", type=float, default=0.8, help="of it without labels")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
-    config = load_experiment_config(options.config, ["exp_dir=unused"])
-    engine = TrainingEngine(choose_device(options.device), "auto", Ranks())
-    torch.manual_seed(0)
+    config, engine, told = start_own(options)
     pseudo = PseudoLabelConfig(confidence=0.0)
     semi = Wav2VecS(replace(config.options, pseudo=pseudo, freeze_frontend=True), Encoder(config.encoder), UNITS)
     with torch.no_grad():
@@ -66,21 +56,20 @@ def main() -> int:
         },
         device=engine.device,
         rounds=options.rounds,
+        warm_up=options.warm_up,
     )
     spoken = sum(kept.batch.host_target_lengths)
     settings = {
-        "config": options.config.name,
-        "precision": engine.precision,
+        **told,
         "audio seconds per update": options.seconds,
         "unlabelled share": options.share,
         "pseudo-labels kept": f"{len(kept.batch.ids)} of {len(unlabelled.ids)}, {spoken / kept.batch.seconds:.1f} units/s",
-        "threads": torch.get_num_threads(),
     }
     ratios = [
         ratio(found, "wav2vec_s", ["supervised"], limit=1.35),
         memory_ratio(found, "wav2vec_s", ["supervised"]),
     ]
-    kept_all = report("wav2vec-S update", settings, found, ratios, device=engine.device, output=options.output)
+    kept_all = report(TITLE, settings, found, ratios, device=engine.device, output=options.output)
     return 0 if kept_all else 1
 
 

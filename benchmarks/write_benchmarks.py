@@ -15,9 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import best_rq_step
+import block_attention
 import blocks
 import finetune_step
+import joint_step
 import pretrain_step
+import wav2vec_s_step
 
 from asrkit.errors import AsrkitError
 from asrkit.files import write_text
@@ -34,6 +38,10 @@ COMPARISONS = {
     **{blocks.title(kind): f"python benchmarks/blocks.py --block {kind}" for kind in blocks.SHAPES},
     pretrain_step.TITLE: "python benchmarks/pretrain_step.py",
     finetune_step.TITLE: "python benchmarks/finetune_step.py",
+    wav2vec_s_step.TITLE: "python benchmarks/wav2vec_s_step.py",
+    joint_step.TITLE: "python benchmarks/joint_step.py",
+    best_rq_step.TITLE: "python benchmarks/best_rq_step.py",
+    block_attention.TITLE: "python benchmarks/block_attention.py",
 }
 """Benchmarks that have a section whether or not they have been run, with the command that runs them."""
 KEYS = ("title", "command", "commit", "settings", "machine", "contenders", "absent", "ratios", "notes")

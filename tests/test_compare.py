@@ -325,6 +325,24 @@ def test_every_condition_has_its_data_and_recipes_their_pre_trainings(conditions
     assert f"data.dir={data}/far" in stage
 
 
+def test_sets_that_a_condition_names_are_looked_for_at_first(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    (tmp_path / "conf" / "librispeech").mkdir()
+    for name in ("pretrain", "finetune"):
+        file = tmp_path / "conf" / "librispeech" / f"{name}_small.yaml"
+        file.write_text("data: {dev: [dev-clean], unlabelled: {sets: [train-clean-100]}}\n")
+    for part in ("train-clean-100", "dev-clean", "test-clean"):
+        (tmp_path / "c" / "LibriSpeech" / part).mkdir(parents=True)
+    (tmp_path / "c" / "librispeech_finetuning").mkdir()
+    more = {"pretraining": ["data.unlabelled.sets=[train-clean-100,train-clean-360]"]}
+    study = {**CONDITIONS, "arguments": ["--corpus", "librispeech", "--size", "small"], "pretraining": []}
+    project.write({**study, "conditions": {"100 h": {}, "460 h": more}})
+    refused = project.run("--corpus-dir", str(tmp_path / "c"))
+    assert refused.returncode == 2
+    assert "has no folder train-clean-360" in (tmp_path / "exp" / "study" / "logs" / "data.log").read_text()
+    assert project.trained() == []
+
+
 def test_a_study_with_conditions_has_one_table_and_curves(conditions: Project) -> None:
     text = (conditions.folder / "RESULTS.md").read_text()
     table = text.split("### test-clean, labels 1h")[1]
@@ -393,10 +411,14 @@ def test_parts_are_the_whole_and_leave_the_tables_alone(tmp_path: Path) -> None:
     assert project.run("--prepare").returncode == 0
     assert project.trained() == []
     trained: list[str] = []
+    seeds = []
     for part in (1, 2, 3):
         done = project.run("--part", f"{part}/3")
         assert done.returncode == 0, done.stderr
-        trained += [name for name in project.trained() if not name.startswith("shared")]
+        mine = [name for name in project.trained() if not name.startswith("shared")]
+        trained += mine
+        seeds.append({name.split("_seed")[1][0] for name in mine})
+    assert seeds == [{"1"}, {"2"}, set()], "what shares a pre-training is one part"
     assert len(trained) == len(set(trained)) == 2 * 2 + 2 * 2 * 2 + 2
     assert (tmp_path / "RESULTS.md").read_text() == before
     assert project.run().returncode == 0

@@ -53,7 +53,7 @@ class Inner:
     """K inner steps per stream, and the mean of the gradients behind them.
 
     Each of a stream's K + 1 gradients is taken on a share of its own of the stream's audio in the update, so that an update
-    costs as much as one of `Accumulate` on the same audio. The inner steps are plain gradient descent on all parameters that
+    goes through as much audio as one of `Accumulate`. The inner steps are plain gradient descent on all parameters that
     learn in the phase: the optimiser's moments are neither used nor copied. Beside weights and gradients there is one copy of
     the weights and one accumulator of gradients. Ranks walk together: each inner gradient is reduced over all of them, the
     direction once.

@@ -166,8 +166,8 @@ class BestRQHead(SelfSupervisedHead):
     def loss(self, encoded: Encoded, batch: Batch, draws: BestRQDraws, clock: Clock) -> Losses:
         """See `Head.loss`: a sum over masked frames of the mean over codebooks.
 
-        Metrics: accuracy, code_perplexity (of the labels, summed over codebooks), code_share (of the entries that are some
-        masked frame's label), mask_share.
+        Metrics: accuracy, code_perplexity (of a micro-batch's labels, summed over codebooks), code_share (of the
+        entries that are the label of some masked frame in the micro-batch), mask_share.
         """
         config = self.config
         scores = self.project(take(encoded.states, draws.places)).unflatten(-1, (config.codebooks, config.entries))

@@ -48,10 +48,10 @@ class Runner:
         plan = [(name, here, seed) for name in chosen for here in conditions for seed in self.recipes[name].seeds]
         plan.sort(key=lambda one: one[2])
         part, parts = self.options.part
-        # Runs that may share a pre-training belong to one part.
-        groups = list(dict.fromkeys((condition, seed) for _, condition, seed in plan))
-        mine = set(groups[part - 1 :: parts])
-        plan = [one for one in plan if one[1:] in mine]
+        # Conditions and seeds that share a pre-training belong to one part.
+        groups = {(condition, seed): self._shared_by(condition, seed) for _, condition, seed in plan}
+        mine = list(dict.fromkeys(groups.values()))[part - 1 :: parts]
+        plan = [one for one in plan if groups[one[1:]] in mine]
         self._pretrain([run.pretraining for run in [*tried, *(self._run(*one[:2], 0, one[2]) for one in plan)]])
         if searching:
             self._all(tried, self.study.subsets[:1], "search")
@@ -60,11 +60,19 @@ class Runner:
         runs = [self._run(name, condition, self._chosen(name), seed) for name, condition, seed in plan]
         self._all(runs, self.study.subsets, "runs")
 
+    def _shared_by(self, condition: str, seed: int) -> tuple[str, ...]:
+        """Return the pre-trainings that a condition's runs with a seed start from; the two themselves without any."""
+        starts = (self._run(name, condition, 0, seed).pretraining for name in self.recipes)
+        folders = sorted({start.folder for start in starts if start is not None})
+        return tuple(folders) or (condition, str(seed))
+
     def _prepare(self) -> None:
-        """Prepare the data of all conditions."""
-        for name in dict.fromkeys(condition.data for condition in self.study.conditions.values()):
-            condition = next(key for key, one in self.study.conditions.items() if one.data == name)
-            shared = ["--stop-stage", "1", "--exp-dir", str(self.options.exp_dir / "shared")]
+        """Fetch or look for, and prepare, the data of all conditions: also the sets that only one of them names."""
+        wanted: dict[tuple[str, ...], str] = {}
+        for key, one in self.study.conditions.items():
+            wanted.setdefault((one.data, *(word for word in one.pretraining if ".sets=" in word)), key)
+        for (name, *sets), condition in wanted.items():
+            shared = ["--stop-stage", "1", "--exp-dir", str(self.options.exp_dir / "shared"), "--", *sets]
             self._call([*self.study.arguments, *shared], f"data {name}".strip(), condition)
 
     def _pretrain(self, wanted: Iterable[Pretraining | None]) -> None:

@@ -21,11 +21,15 @@ from asrkit.training.engine import TrainingEngine
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import best_rq_step
+import block_attention
 import blocks
 import finetune_step
+import joint_step
 import neighbour_blocks
 import neighbours
 import pretrain_step
+import wav2vec_s_step
 from neighbour_blocks import Frames
 from options import available
 from steps import OPTIMISER
@@ -82,6 +86,37 @@ def test_steps_run(
     printed = capsys.readouterr().out
     assert "MFU" in printed
     assert "above 1, asrkit needs less" in printed
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "contenders"),
+    [
+        (joint_step, ["--seconds", "3"], {"supervised", "contrastive", "joint", "joint, measured"}),
+        (wav2vec_s_step, ["--seconds", "5"], {"supervised", "wav2vec_s"}),
+        (
+            best_rq_step,
+            ["--seconds", "3", "--entries", "16", "--codebooks", "1", "2"],
+            {"wav2vec 2.0", "BEST-RQ, 1 x 16", "BEST-RQ, 2 x 16", "encoder alone"},
+        ),
+        (
+            block_attention,
+            ["--seconds", "1", "2", "--block", "0.4", "--train"],
+            {f"{kind}, {seconds} s" for kind in ("blocks", "all frames") for seconds in (1, 2)},
+        ),
+    ],
+)
+def test_own_benchmarks_run(
+    module: ModuleType, arguments: list[str], contenders: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.json"
+    given = ["--rounds", "2", "--warm-up", "1", "--device", "cpu", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [str(module.__file__), *given, *arguments])
+    # Whether a limit holds says nothing at this size.
+    assert module.main() in (0, 1)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["title"] == module.TITLE
+    assert set(found["contenders"]) == contenders
+    assert all(len(one["seconds"]) == 2 for one in found["contenders"].values())
 
 
 def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
