@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asrkit
 from asrkit.commands import align as align_command
@@ -19,6 +19,7 @@ from asrkit.commands import lm as lm_command
 from asrkit.commands import score as score_command
 from asrkit.commands import similarity as similarity_command
 from asrkit.commands import transcribe as transcribe_command
+from asrkit.commands.flags import finite
 from asrkit.commands.screen import console
 from asrkit.commands.screen import print_error as _print_error
 from asrkit.errors import AsrkitError, nearest
@@ -28,7 +29,22 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a flag."""
+    """Says in one line what is wrong with a flag; takes files and KEY=VALUE behind flags too; numbers are finite."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", float, finite)
+        self._mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse; a command that has no further commands sorts flags and all else apart."""
+        if self._subparsers is not None or self._mixing:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Print the mistake and how to see the usage, and exit with status 2."""

@@ -28,7 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -49,6 +49,20 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_utf8(path: Path) -> str:
+    """Return a file's text, without a byte order mark.
+
+    Raises:
+        AsrkitError: if the file cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AsrkitError(f"not UTF-8 at byte {error.start}", where=path, mend="save the file as UTF-8") from None
+    except OSError as error:
+        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
 
 
 def file_problem(path: str | Path) -> str | None:
@@ -146,7 +160,7 @@ def held_alone(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """
     lock = folder / ".lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
     except OSError as error:
         raise AsrkitError(f"cannot be written: {error.strerror}", where=lock) from None
@@ -156,6 +170,16 @@ def held_alone(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        for one in (folder, *folder.parents):
+            if os.path.isfile(one):
+                raise AsrkitError("is a file, not a folder", where=one) from None
+        raise
 
 
 def _lock(handle: int, folder: Path, until: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,8 @@ exec "$@"
 """
 
 PYTHON = f"""#!/bin/sh
-# Notes what is to be downloaded and leaves its folders and files; everything else is Python's.
+# Notes what is to be downloaded and leaves its folders and files; everything else is Python's, but what takes seconds.
+case $1 in */check.py) [ -n "$CHECK" ] || exit 0 ;; esac
 [ "$2" = asrkit.data.download ] || exec {sys.executable} "$@"
 echo "$*" >>"$CALLS"
 corpus=$4
@@ -66,18 +68,33 @@ done
 """
 
 
+OWN = {
+    "finetune": "finetune: {freeze_updates: 0}\n",
+    "wav2vec_s": "wav2vec_s: {freeze_updates: 0, warmup_updates: 1}\n",
+}
+"""Settings that allow for a few updates."""
+
+
+def write_configuration(path: Path) -> None:
+    """Write what a stage's configuration must have at least; the method follows from the file's name."""
+    method = re.split("_(mini|small)", path.stem)[0].removesuffix("_scratch")
+    method = {"scratch": "finetune", "supervised": "finetune", "model": "pretrain"}.get(method, method)
+    data = "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}"
+    if method == "heterogeneous":
+        data = "data: {sources: {near: {sets: [train-clean-100]}, far: {sets: [train-clean-100]}}, dev: [dev-clean]}"
+    path.write_text(f"method: {method}\n{data}\n{OWN.get(method, '')}")
+
+
 class Project:
     """A copy of the recipe with a stand-in for the command asrkit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "examples" / "librispeech", folder / "examples" / "librispeech")
+        shutil.copytree(ROOT / "examples", folder / "examples")
         for config in ("mini", "librispeech"):
             (folder / "conf" / config).mkdir(parents=True)
             for name in CONFIGURATIONS:
-                (folder / "conf" / config / f"{name}.yaml").write_text(
-                    "data: {unlabelled: {sets: [train-clean-100]}, dev: [dev-clean]}\n"
-                )
+                write_configuration(folder / "conf" / config / f"{name}.yaml")
         (folder / ".venv" / "bin").mkdir(parents=True)
         for name, content in (("asrkit", STUB), ("torchrun", TORCHRUN), ("python", PYTHON)):
             stub = folder / ".venv" / "bin" / name

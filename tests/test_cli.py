@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     whole = settings("pretrain", speech)
     assert cli.main(["train", str(write_config(tmp_path / "exp", whole)), f"exp_dir={tmp_path / 'file' / 'exp'}"]) == 2
-    assert_one_line(capsys.readouterr().err, "cannot be written", str(tmp_path / "file" / "exp"))
+    assert_one_line(capsys.readouterr().err, f"{tmp_path / 'file'}: is a file, not a folder")
 
 
 def test_augmentation_in_a_run(speech: Path, tmp_path: Path) -> None:
@@ -209,3 +209,46 @@ def test_any_value_of_any_setting_is_obeyed_or_refused(
         assert status in (0, 2), override
         if status == 2:
             assert_one_line(said)
+
+
+def test_files_and_settings_may_stand_behind_flags(speech: Path, tmp_path: Path) -> None:
+    config = str(write_config(tmp_path / "exp", settings("finetune", speech)))
+    assert cli.main(["train", config, "seed=2", "--dry-run", f"exp_dir={tmp_path / 'exp'}"]) == 0
+    (tmp_path / "ref").write_text("a x y\n")
+    assert cli.main(["score", str(tmp_path / "ref"), "--worst", "0", str(tmp_path / "ref")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["transcribe", "a.wav", "--model", "x", "--batch-seconds", "nan"],
+            "--batch-seconds: nan is not a finite number",
+        ),
+        (["decode", "--model", "x", "--data", "d", "--sets", "s", "--lm-weight", "inf"], "--lm-weight: inf is not"),
+        (["report", "x", "--megabytes", "many"], "--megabytes: invalid"),
+        (["score", "a", "b", "--worst", "-1"], "--worst: -1 is not a whole number from 0"),
+        (["decode", "--model", "x", "--data", "d", "--sets", "s", "--tune-seed", "-1"], "--tune-seed: -1 is not"),
+        (["score", "a", "b", "--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_impossible_numbers_are_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, says)
+
+
+def test_a_line_number_is_no_emoji(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"a-{number} x\n" for number in range(1, 100)]
+    (tmp_path / "l.txt").write_text("".join([*lines, "a-5 x\n"]))
+    assert cli.main(["score", str(tmp_path / "l.txt"), str(tmp_path / "l.txt")]) == 2
+    assert "l.txt:100: " in capsys.readouterr().err
+
+
+def test_training_on_what_chooses_the_best_is_told(
+    speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = settings("finetune", speech)
+    assert train(tmp_path / "exp", whole, "data.labelled.sets=[train,dev]") == 0
+    assert "dev: in data.dev and trained on" in (tmp_path / "exp" / "train.log").read_text()

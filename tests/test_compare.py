@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from recipe_project import write_configuration
 
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "examples" / "librispeech"
@@ -22,7 +24,7 @@ sys.path.insert(0, str(HOME))
 from study import load, points, slug  # noqa: E402
 
 STUB = r"""
-import json, os, sys
+import json, os, signal, sys, time
 from pathlib import Path
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\n")
@@ -43,6 +45,10 @@ if command == "train":
     (exp / "settings.json").write_text(json.dumps(settings))
     if os.environ.get("FAIL", "no such folder") in str(exp):
         sys.exit(1)
+    if os.environ.get("INTERRUPT", "no such folder") in str(exp):
+        # As Ctrl-C at a terminal: all processes of the group hear it.
+        os.killpg(0, signal.SIGINT)
+        time.sleep(60)
 if command == "decode":
     exp = Path(sys.argv[sys.argv.index("--model") + 1])
     settings = json.loads((exp / "settings.json").read_text())
@@ -75,7 +81,10 @@ STUDY = {
     "sets": ["dev-clean", "test-clean"],
     "search": {
         "set": "dev-clean",
-        "grid": [["STAGE.schedule.learning_rate=1e-3", "STAGE.schedule.learning_rate=2e-3"], ["STAGE.a=1 STAGE.b=2"]],
+        "grid": [
+            ["STAGE.schedule.learning_rate=1e-3", "STAGE.schedule.learning_rate=2e-3"],
+            ["STAGE.a=1 STAGE.b=2"],
+        ],
     },
     "pairs": [["wav2vec-S", "plain"]],
     "recipes": {
@@ -96,16 +105,20 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "examples" / "librispeech", folder / "examples" / "librispeech")
+        shutil.copytree(ROOT / "examples", folder / "examples")
         self.kept = folder / "examples" / "librispeech" / "results" / "study"
         shutil.rmtree(self.kept.parent, ignore_errors=True)
         (folder / "conf" / "mini").mkdir(parents=True)
         for name in ("pretrain", "heterogeneous", "finetune", "scratch", "wav2vec_s"):
-            (folder / "conf" / "mini" / f"{name}_mini.yaml").write_text("data: {dev: [dev-clean]}\n")
+            write_configuration(folder / "conf" / "mini" / f"{name}_mini.yaml")
         stub = folder / ".venv" / "bin" / "asrkit"
         stub.parent.mkdir(parents=True)
         stub.write_text(f"#!{sys.executable}\n{STUB}")
         stub.chmod(0o755)
+        # Reading configurations takes seconds, and has a test of its own.
+        python = stub.with_name("python")
+        python.write_text(f'#!/bin/sh\ncase $1 in */check.py) exit 0 ;; esac\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
         self.write(STUDY)
         (folder / "RESULTS.md").write_text(
             "# Ours\n\nbefore\n\n<!-- asrkit results study: begin; what stands between these two lines is overwritten -->\n"
@@ -127,6 +140,9 @@ class Project:
                 "CALLS": str(self.folder / "calls"),
                 **settings,
             },
+            # A group of its own, which Ctrl-C reaches; a shell in the background may have been told to pass over it.
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             capture_output=True,
             text=True,
             check=False,
@@ -329,8 +345,7 @@ def test_sets_that_a_condition_names_are_looked_for_at_first(tmp_path: Path) -> 
     project = Project(tmp_path)
     (tmp_path / "conf" / "librispeech").mkdir()
     for name in ("pretrain", "finetune"):
-        file = tmp_path / "conf" / "librispeech" / f"{name}_small.yaml"
-        file.write_text("data: {dev: [dev-clean], unlabelled: {sets: [train-clean-100]}}\n")
+        write_configuration(tmp_path / "conf" / "librispeech" / f"{name}_small.yaml")
     for part in ("train-clean-100", "dev-clean", "test-clean"):
         (tmp_path / "c" / "LibriSpeech" / part).mkdir(parents=True)
     (tmp_path / "c" / "librispeech_finetuning").mkdir()
@@ -379,6 +394,26 @@ def test_nothing_is_chosen_on_test(tmp_path: Path, chosen_on: str) -> None:
     refused = project.run()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert f"search.set is '{chosen_on}'" in refused.stderr
+
+
+def test_a_recipe_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    refused = project.run("--only", "wav2vecS")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--only wav2vecS: no such recipe (plain, wav2vec-S, ablated)" in refused.stderr
+    assert (tmp_path / "calls").read_text() == ""
+    assert project.run("--prepare", "--exp-dir", str(tmp_path / "calls")).stderr.count("\n") == 1
+    assert "--tables" in project.run("--help").stdout
+
+
+def test_after_an_interruption_nothing_begins(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    stopped = project.run(INTERRUPT="plain/point0_seed1")
+    assert stopped.returncode == 130
+    assert stopped.stderr == "compare.sh: interrupted; the same command goes on\n"
+    assert [name for name in project.trained() if not name.startswith("shared")] == [
+        "plain/point0_seed1/finetune_10min"
+    ]
 
 
 def test_a_choice_among_other_settings_is_not_taken_over(tmp_path: Path) -> None:

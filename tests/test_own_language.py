@@ -74,6 +74,20 @@ def test_too_few_speakers() -> None:
         split.split(utterances([[1.0], [1.0]]), ["dev", "test"], 0.1, 1)
 
 
+def test_what_is_passed_over_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for speaker in ("a", "b", "c"):
+        write_wave(tmp_path / "in" / speaker / "1.wav")
+        (tmp_path / "in" / speaker / "1.txt").write_text("x")
+    (tmp_path / "in" / "b" / "1.txt").write_text("x", encoding="utf-16")
+    (tmp_path / "in" / "c" / "2.m4a").write_bytes(b"x")
+    assert split.main([str(tmp_path / "in"), "--output", str(tmp_path / "out.jsonl")]) == 2
+    said = capsys.readouterr()
+    assert "passed over: b-1: " in said.out
+    assert "not UTF-8" in said.out
+    assert "passed over: c-2: .m4a is not read: convert it to wav or flac" in said.out
+    assert "2 speakers cannot be shared out among 3 sets" in said.err
+
+
 def write_wave(path: Path, seconds: float = 0.5) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, 0.1 * np.random.default_rng(len(str(path))).standard_normal(int(16_000 * seconds)), 16_000)
@@ -159,6 +173,9 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--labelled", ".", "--init", "none"], "--init none needs --unlabelled DIR"),
         (["--labelled", ".", "--init", "x", "--nproc", "many"], "--nproc many: not a whole number"),
         (["--labelled", ".", "--init", "x", "--wrong"], "unknown argument '--wrong'"),
+        (["--labelled", ".", "--init", "x", "--stage", "9"], "--stage 9: not one of 0 to 6"),
+        (["--labelled", ".", "--init", "x", "--stage", "4", "--stop-stage", "2"], "comes after --stop-stage 2"),
+        (["--labelled", ".", "--init", "x", "--", "finetune.updatess=1"], "did you mean 'finetune.updates'?"),
         (["--labelled", ".", "--init", "x", "--", "data.dir=y"], "the script sets it"),
         (["--labelled", ".", "--init", "x", "--", "bl_just.outer_epochs=1"], "no stage of the method bl_just"),
     ],
@@ -176,6 +193,10 @@ def test_other_arguments_are_not_mixed(tmp_path: Path) -> None:
     first = run(*common, "--init", "x", cwd=tmp_path)
     assert (first.returncode, "no transcribed speech in here" in first.stderr) == (2, True)
     other = run(*common, "--init", "y", cwd=tmp_path)
+    assert "no transcribed speech in here" in other.stderr, "what made nothing binds nobody"
+    (tmp_path / "exp" / "data" / "train").mkdir(parents=True)
+    (tmp_path / "exp" / "data" / "train" / "set.json").write_text("{}")
+    other = run(*common, "--init", "z", cwd=tmp_path)
     assert other.returncode == 2
     assert "was made with other arguments" in other.stderr
 

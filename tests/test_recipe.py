@@ -10,12 +10,12 @@ from recipe_project import ALL, LIBRISPEECH, TRAIN_1H, TRAIN_PRETRAIN, Project, 
 
 def test_all_stages_in_order(project: Project) -> None:
     own = ["pretrain.updates=5", "finetune.updates=7", "finetune.mask.time_length=3"]
-    done = project.run(*ALL, "--", own[0], "training.threads=1", *own[1:], "x.y=[1,2]")
+    done = project.run(*ALL, "--", own[0], "training.threads=1", *own[1:], "data.dev=[a,b]")
     assert done.returncode == 0, done.stderr
     assert project.calls() == [
         "prepare mini --corpus-dir corpora/mini --output-dir data/mini",
-        f"{TRAIN_PRETRAIN} {own[0]} training.threads=1 x.y=[1,2]",
-        f"{TRAIN_1H} training.threads=1 {own[1]} {own[2]} x.y=[1,2]",
+        f"{TRAIN_PRETRAIN} {own[0]} training.threads=1 data.dev=[a,b]",
+        f"{TRAIN_1H} training.threads=1 {own[1]} {own[2]} data.dev=[a,b]",
         "decode --model exp/a/finetune_1h --data data/mini --sets dev-clean test-clean",
         "score exp/a/finetune_1h/decode/dev-clean/greedy/ref.trans.txt "
         "exp/a/finetune_1h/decode/dev-clean/greedy/hyp.trans.txt --worst 0",
@@ -41,16 +41,18 @@ REFINE = ["--exp-dir", "exp/a", "--method", "wav2vec_s", "--source", "9h"]
 
 
 def test_a_method_with_a_stage_of_its_own(project: Project) -> None:
-    done = project.run(*REFINE, "--subset", "10min", "--", "wav2vec_s.updates=3", "finetune.updates=2", "x.y=1")
+    done = project.run(
+        *REFINE, "--subset", "10min", "--", "wav2vec_s.updates=3", "finetune.updates=2", "training.log_every=7"
+    )
     assert done.returncode == 0, done.stderr
     common = "seed=1 data.dir=data/mini init=exp/a"
     tuned = "exp/a/wav2vec_s_9h_finetune_10min"
     assert project.calls()[1:5] == [
-        f"{TRAIN_PRETRAIN} x.y=1",
+        f"{TRAIN_PRETRAIN} training.log_every=7",
         f"train conf/mini/wav2vec_s_mini.yaml exp_dir=exp/a/wav2vec_s_9h {common}/pretrain data.labelled.sets=[9h] "
-        "wav2vec_s.updates=3 x.y=1",
+        "wav2vec_s.updates=3 training.log_every=7",
         f"train conf/mini/finetune_mini_10min.yaml exp_dir={tuned} {common}/wav2vec_s_9h finetune.keep_head=true "
-        "data.labelled.sets=[10min] finetune.updates=2 x.y=1",
+        "data.labelled.sets=[10min] finetune.updates=2 training.log_every=7",
         f"decode --model {tuned} --data data/mini --sets dev-clean test-clean",
     ]
     assert project.calls()[-1] == (f"report {tuned} exp/a/wav2vec_s_9h exp/a/pretrain --output {tuned}/report.html")

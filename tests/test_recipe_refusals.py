@@ -171,6 +171,16 @@ def test_a_broken_override_is_one_line(project: Project) -> None:
     assert_refused(project.run(*LIBRISPEECH, "--", "data.dev=[dev"), "data.dev")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [("finetune.updatess=3", "did you mean 'finetune.updates'?"), ("pretrain.updates=many", "pretrain.updates")],
+)
+def test_a_wrong_setting_of_a_later_stage_is_told_before_the_first(project: Project, wrong: str, says: str) -> None:
+    assert_refused(project.run(*ALL, "--", wrong, CHECK="yes"), says)
+    assert project.calls() == []
+    assert project.run(*ALL, "--", "finetune.updates=3", CHECK="yes").returncode == 0
+
+
 def test_quickstart_refuses_unknown_arguments() -> None:
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--fast"], capture_output=True, text=True, check=False

@@ -302,7 +302,8 @@ def show(results: Sequence[Result], output: Path | None = None) -> None:
     """
     # Lines of a log need not fit a screen.
     width = None if Console().is_terminal else _LOG_WIDTH
-    shown, kept = Console(width=width), Console(width=_LOG_WIDTH, file=io.StringIO(), record=True)
+    shown = Console(width=width, emoji=False)
+    kept = Console(width=_LOG_WIDTH, emoji=False, file=io.StringIO(), record=True)
     for table in rich_tables(results):
         shown.print(table)
         kept.print(table)

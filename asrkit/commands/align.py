@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asrkit.commands.screen import print_error, print_plain
 from asrkit.errors import AsrkitError
+from asrkit.files import read_utf8
 
 if TYPE_CHECKING:
     from asrkit.inference.align import Alignment
@@ -57,10 +58,9 @@ def _recording(recogniser: Recogniser, options: argparse.Namespace) -> None:
 
     if options.plot and options.output is None:
         raise AsrkitError("--plot has no place to draw to", mend="add --output DIR")
-    try:
-        text = options.text.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AsrkitError(f"cannot be read: {error}", where=options.text) from None
+    text = read_utf8(options.text)
+    if not text.strip():
+        raise AsrkitError("the text is empty", where=options.text)
     blocks = list(read_blocks(options.audio, recogniser.sample_rate))
     found, log_probs = align_recording(recogniser, blocks, text, options.audio.stem)
     if options.output is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asrkit.commands.flags import count
 from asrkit.errors import AsrkitError
 
 
@@ -38,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     tuning.add_argument("--tune-on", metavar="SET", help="search the weights on this development set first")
     tuning.add_argument("--trials", type=int, default=64, metavar="N", help="settings to try (64)")
     tuning.add_argument("--search", choices=("random", "grid"), default="random", help="which ones (random)")
-    tuning.add_argument("--tune-seed", type=int, default=1, metavar="N", help="seed of the random ones (1)")
+    tuning.add_argument("--tune-seed", type=count, default=1, metavar="N", help="seed of the random ones (1)")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

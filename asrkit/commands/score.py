@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from asrkit.commands.flags import count
 from asrkit.commands.screen import console, print_plain
 from asrkit.errors import AsrkitError
 
@@ -48,8 +49,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="REF.txt HYP.txt",
         help="lines of `ID TEXT`, references then hypotheses, once per set; or folders, such as EXP/decode",
     )
-    parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the worst utterances to show")
-    parser.add_argument("--confusions", type=int, metavar="N", help="show the N most frequent errors of each kind")
+    parser.add_argument("--worst", type=count, default=5, metavar="N", help="how many of the worst utterances to show")
+    parser.add_argument("--confusions", type=count, metavar="N", help="show the N most frequent errors of each kind")
     parser.add_argument("--speakers", action="store_true", help="show the errors of each speaker")
     parser.add_argument(
         "--speaker-map",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-console = Console(stderr=False)
-errors = Console(stderr=True)
+# Without emoji: rich would make one of the `:100:` in FILE:100: …
+console = Console(stderr=False, emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 
 def print_error(message: object) -> None:

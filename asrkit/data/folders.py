@@ -15,7 +15,13 @@ def check_replaceable(folder: Path, known: Collection[str]) -> None:
     """Raise AsrkitError when ``folder`` holds anything but the ``known`` files, and so is not ours to replace."""
     if not folder.exists():
         return
-    strange = sorted({entry.name for entry in folder.iterdir()} - set(known)) if folder.is_dir() else [folder.name]
+    # Dot files are left by file managers and network file systems.
+    there = (
+        {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        if folder.is_dir()
+        else {folder.name}
+    )
+    strange = sorted(there - (set(known) if folder.is_dir() else set()))
     if strange:
         what = f"would be replaced, but holds what asrkit did not write: {strange[0]}"
         raise AsrkitError(what, where=folder, mend="choose another output folder")

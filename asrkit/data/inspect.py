@@ -208,9 +208,10 @@ def _check_samples(audio: soundfile.SoundFile, job: Job, report: FileReport, lim
 def _energy(block: np.ndarray, hop: int) -> np.ndarray:
     """Return the mean square per 10 ms, float32 of shape (F, C), of a block (S, C); the last frame may be shorter."""
     whole = len(block) // hop * hop
-    frames = np.square(block[:whole], dtype=np.float32).reshape(-1, hop, block.shape[1]).mean(1)
-    if whole < len(block):
-        frames = np.concatenate([frames, np.square(block[whole:], dtype=np.float32).mean(0, keepdims=True)])
+    with np.errstate(over="ignore"):  # told of the piece, see `_finish`
+        frames = np.square(block[:whole], dtype=np.float32).reshape(-1, hop, block.shape[1]).mean(1)
+        if whole < len(block):
+            frames = np.concatenate([frames, np.square(block[whole:], dtype=np.float32).mean(0, keepdims=True)])
     return frames
 
 
@@ -222,8 +223,11 @@ def _finish(piece: Piece, energy: np.ndarray, hop: int, rate: int, limits: Limit
         starts = [piece.start, *ends[:-1]]
         parts = [Piece(begin, end - begin) for begin, end in zip(starts, ends, strict=True)]
     # The frames that lie within: those on the edges may hold a neighbour's sound.
-    heard = [energy[-(-part.start // hop) : (part.start + part.samples) // hop].any() for part in parts]
-    return [
-        part if sound else replace(part, reason="digital silence: all samples are zero")
-        for part, sound in zip(parts, heard, strict=True)
-    ]
+    heard = [energy[-(-part.start // hop) : (part.start + part.samples) // hop] for part in parts]
+    return [replace(part, reason=_fault(sound)) for part, sound in zip(parts, heard, strict=True)]
+
+
+def _fault(energy: np.ndarray) -> str | None:
+    if not np.isfinite(energy).all():
+        return "samples beyond all measure: those of a wave lie between -1 and 1"
+    return None if energy.any() else "digital silence: all samples are zero"

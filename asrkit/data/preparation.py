@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,8 +103,8 @@ def prepare_set(
 ) -> tuple[SetSummary, list[Reject]]:
     """Check a set's entries and write what is usable into ``folder``.
 
-    With nothing usable only the rejects are written. A set is labelled as soon as one of its utterances has a
-    transcript; those without are then rejects. ``advance`` is called with the number of entries that are done. In an
+    With nothing usable only the rejects are written; a set that is there stays. A set is labelled as soon as one of its utterances
+    has a transcript; those without are then rejects. ``advance`` is called with the number of entries that are done. In an
     evaluation set an utterance with unknown characters is kept, since leaving it out would flatter every result; in a
     training set it is a reject.
     """
@@ -143,6 +144,10 @@ def prepare_set(
         if count == 0:
             (partial / CUTS).unlink()
             (partial / INDEX).unlink()
+            if (folder / SET).is_file():
+                # As links: a set may hold shards.
+                others = shutil.ignore_patterns(REJECTS)
+                shutil.copytree(folder, partial, ignore=others, copy_function=os.link, dirs_exist_ok=True)
         else:
             described = json.dumps(asdict(summary), ensure_ascii=False, indent=1)
             (partial / SET).write_text(described + "\n", encoding="utf-8")
@@ -156,6 +161,8 @@ def _check_names(entry: Utterance) -> str | None:
     """Return what is wrong with an utterance's names, which end up in text files."""
     if not entry.id or entry.id.split() != [entry.id]:
         return "an id with white space, or none"
+    if entry.id.startswith("/") or ".." in entry.id.split("/"):
+        return "an id that leads out of a folder: files are named after it"
     for value in (entry.id, entry.path, entry.speaker or "", entry.language or "", entry.source):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             return "a name that is not UTF-8"
@@ -167,6 +174,8 @@ def _check_text(text: str | None, labelled: bool, rules: TextRules, name: str) -
     if text is None:
         return None, "no transcript" if labelled else None
     broken = [character for character in text if _is_debris(character)]
+    if broken and "\udc80" <= broken[0] <= "\udcff":
+        return None, f"a transcript that is not UTF-8: it holds the byte 0x{ord(broken[0]) - 0xDC00:02X}"
     if broken:
         return None, f"a damaged transcript: it holds U+{ord(broken[0]):04X}"
     text = normalise(text, rules.config)

@@ -212,7 +212,9 @@ def _warnings(found: SetSummary, rejects: Sequence[Reject], output_dir: Path) ->
         common = "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
         lines.append(f"{found.name}: {len(rejects)} rejected ({common}), see {output_dir / found.name / REJECTS}")
     if not found.utterances:
-        lines.append(f"{found.name}: nothing usable, so there is no such set")
+        stays = (output_dir / found.name / SET).is_file()
+        outcome = "the set of an earlier run stays" if stays else "so there is no such set"
+        lines.append(f"{found.name}: nothing usable, {outcome}")
     if found.unknown:
         what = "have characters that no training set has; they are kept, and count as errors"
         lines.append(f"{found.name}: {found.unknown} of {found.utterances} utterances {what}")

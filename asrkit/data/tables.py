@@ -50,10 +50,13 @@ def _read_columns(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]
     rows = _read_cells(path, tabs=suffix == ".tsv")
     _, first = next(rows, (1, []))
     header = [name.strip() for name in first] if not isinstance(first, str) else []
+    if any("\0" in name or any("\udc80" <= letter <= "\udcff" for letter in name) for name in header):
+        raise AsrkitError("not UTF-8", where=path, mend="save the file as UTF-8")
     if "audio" not in header:
         found = ", ".join(header) or "none"
         what = f"no column 'audio' (columns: {found if len(found) < 100 else found[:97] + '...'})"
-        raise AsrkitError(what, where=path, mend=f"known: {', '.join(COLUMNS)}")
+        mend = f"known: {', '.join(COLUMNS)}"
+        raise AsrkitError(what, where=path, mend="separate columns by commas" if ";" in found else mend)
     for number, cells in rows:
         if isinstance(cells, str):
             yield number, cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from asrkit.errors import AsrkitError
@@ -30,5 +31,7 @@ class BeamConfig:
             raise AsrkitError(f"a beam of {self.beam}", mend="1 or more")
         if self.nbest < 1:
             raise AsrkitError(f"nbest is {self.nbest}", mend="1 or more")
+        if not (math.isfinite(self.lm_weight) and math.isfinite(self.word_score)):
+            raise AsrkitError(f"weights are {self.lm_weight} and {self.word_score}", mend="finite numbers")
         if self.lm_weight < 0:
             raise AsrkitError(f"the language model's weight is {self.lm_weight}", mend="0 or more")

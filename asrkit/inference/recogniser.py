@@ -40,6 +40,8 @@ class Recogniser:
             AsrkitError: if the folder is no experiment, has no checkpoint, or has no recogniser.
         """
         self.experiment = open_experiment(folder)
+        if self.experiment.units is None and self.experiment.config.data.labelled.sets:
+            raise AsrkitError("has no units, though it has learnt to write", where=folder, mend="put its units/ back")
         if self.experiment.units is None:
             raise AsrkitError("this experiment has no recogniser", where=folder, mend="fine-tune from it first")
         self.units = self.experiment.units

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from asrkit.errors import AsrkitError
+from asrkit.files import read_utf8
 
 
 def entries(path: Path) -> Iterator[tuple[int, str, list[str]]]:
@@ -24,17 +24,3 @@ def entries(path: Path) -> Iterator[tuple[int, str, list[str]]]:
             continue
         word, *symbols = fields[: fields.index("#", 2)] if "#" in fields[2:] else fields
         yield number, re.sub(r"(?<=.)\(\d+\)$", "", word), symbols
-
-
-def read_utf8(path: Path) -> str:
-    """Return a file's text, without a byte order mark.
-
-    Raises:
-        AsrkitError: if the file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AsrkitError(f"not UTF-8 at byte {error.start}", where=path, mend="save the file as UTF-8") from None
-    except OSError as error:
-        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None

@@ -14,8 +14,8 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from asrkit.errors import AsrkitError, nearest
-from asrkit.files import atomic_path, write_text
-from asrkit.text.lexicon import entries, read_utf8
+from asrkit.files import atomic_path, read_utf8, write_text
+from asrkit.text.lexicon import entries
 
 BLANK = "<blank>"
 BOUNDARY = "|"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrkit.errors import AsrkitError
-from asrkit.files import write_text
+from asrkit.files import read_utf8, write_text
 
 _KINDS = ("substitute", "delete", "insert")
 
@@ -176,12 +176,7 @@ def read_transcripts(path: Path) -> dict[str, str]:
     Raises:
         AsrkitError: the file cannot be read, or an id comes twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AsrkitError(f"not UTF-8 at byte {error.start}", where=path, mend="save the file as UTF-8") from None
-    except OSError as error:
-        raise AsrkitError(f"cannot be read: {error.strerror}", where=path) from None
+    text = read_utf8(path)
     found: dict[str, str] = {}
     # Not splitlines: some transcripts hold U+2028 and its like, which end no line.
     for number, line in enumerate(text.split("\n"), 1):

@@ -390,6 +390,11 @@ def _dev_batches(config: ExperimentConfig, units: Units | None, ranks: Ranks) ->
     """Return the dev sets, read once and kept: they are gone through again and again."""
     folders = [Path(config.data.dir) / name for name in config.data.dev]
     batches = list(evaluation_batches(folders, units, config.data, ranks.rank, ranks.world_size)) if folders else []
+    learnt = config.data.labelled
+    both = {Path(learnt.dir or config.data.dir) / name for name in learnt.sets} & set(folders)
+    if both:
+        names = ", ".join(sorted(folder.name for folder in both))
+        log.warning("%s: in data.dev and trained on: figures flatter, and the best model is chosen by them", names)
     texts = [text for batch in batches for text in batch.texts or ()]
     told = units.unwritable("+".join(config.data.dev), texts) if units is not None else None
     if told is not None:

@@ -158,7 +158,7 @@ def _write(folder: Path, recorded: profile, tables: list[Table]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(folder / TRACE))
         with open(folder / TABLE, "w", encoding="utf-8") as file:
-            plain = Console(file=file, width=120)
+            plain = Console(file=file, width=120, emoji=False)
             for table in tables:
                 plain.print(table)
     except OSError as error:

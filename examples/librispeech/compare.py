@@ -35,6 +35,8 @@ class Runner:
     def everything(self) -> None:
         """Prepare, pre-train, search, then run all seeds."""
         chosen = [name for name in self.recipes if self.options.only in name]
+        if not chosen:
+            raise AsrkitError(f"--only {self.options.only}: no such recipe", mend=", ".join(self.recipes))
         searching = bool(self.study.search.grid)
         if searching and self.options.part != (1, 1):
             raise AsrkitError("--part: this study searches first, which parts cannot share")
@@ -141,14 +143,16 @@ class Runner:
         self._at_once([partial(self._carry_out, run, subsets, what) for run in open_runs])
 
     def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Do several things at a time; the first failure lets those that run end, and no other begin."""
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            futures = [pool.submit(call) for call in calls]
+        """Do several things at a time; a failure or an interruption lets those that run end, and no other begin."""
+        pool = ThreadPoolExecutor(self.options.jobs)
+        futures = [pool.submit(call) for call in calls]
+        try:
             wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done() and future.exception() is not None:
-                    pool.shutdown(cancel_futures=True)
-                    future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()
 
     def _finished(self, run: Run, subsets: Sequence[str], what: str) -> bool:
         if what == "search":
@@ -274,9 +278,12 @@ def main() -> int:
         if options.prepare or (options.part != (1, 1) and not options.tables):
             return 0
         write_tables(name, study, options.results_dir, options.output or ROOT / "RESULTS.md")
-    except AsrkitError as error:
+    except (AsrkitError, OSError) as error:
         print(f"compare.sh: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("compare.sh: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

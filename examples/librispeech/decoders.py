@@ -52,9 +52,12 @@ def main() -> int:
     parser.add_argument("--results-dir", type=Path, default=HOME / "results" / "decoding")
     try:
         decoders(parser.parse_args())
-    except AsrkitError as error:
+    except (AsrkitError, OSError) as error:
         print(f"decoders.sh: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("decoders.sh: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

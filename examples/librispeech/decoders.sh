@@ -17,8 +17,8 @@
 set -euo pipefail
 # shellcheck source=path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh"
-case ${1:-} in
-"" | -h | --help)
+case " $* " in
+"  " | *" -h "* | *" --help "*)
     sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     [ -n "${1:-}" ] || exit 2
     ;;

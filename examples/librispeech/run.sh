@@ -276,6 +276,25 @@ done
 # Of several machines only the first one checks and writes; the others follow it into the training stages.
 first() { [ "$node_rank" -eq 0 ]; }
 
+# A mistake behind -- is told before the first stage, not after days in its own; what comes at once, `asrkit train` checks itself.
+checked=() to_come=0
+# check NUMBER STAGE CONFIG
+check() {
+    local changes
+    if [ "$1" -lt "$stage" ] || [ "$1" -gt "$stop_stage" ]; then return; fi
+    to_come=$((to_come + 1))
+    mapfile -t changes < <(overrides_for "$2")
+    checked+=(-- "$3" "${changes[@]}")
+}
+[ "$stage" -gt 1 ] || to_come=1
+[ -n "$init" ] || check 2 "$pretraining" "$pretrain_config"
+[ "$route" = tune ] || check 3 "$method" "$refine_config"
+case $route in
+refine) check 4 finetune "$tune_config" ;;
+tune) check 4 "$method" "$tune_config" ;;
+esac
+if first && [ "$to_come" -gt 1 ] && [ ${#overrides[@]} -gt 0 ]; then python "$root/examples/check.py" "${checked[@]:1}"; fi
+
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds
 # DIR until run.sh and the commands it started are gone, so that no second run writes into it.

@@ -85,6 +85,8 @@ for flag in seed nproc stage stop_stage; do
     case ${!flag} in *[!0-9]*) die "--${flag/_/-} ${!flag}: not a whole number" ;; esac
 done
 [ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
+for flag in stage stop_stage; do [ "${!flag}" -le 6 ] || die "--${flag/_/-} ${!flag}: not one of 0 to 6"; done
+[ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
 
 size=init
 [ "$init" != none ] || size=small
@@ -107,6 +109,26 @@ for override in "${overrides[@]}"; do
     esac
 done
 
+# overrides_for STAGE prints what is behind -- that concerns a stage, one per line.
+overrides_for() {
+    local override
+    for override in "${overrides[@]}"; do
+        case ${override%%[.=]*} in
+        "$1") ;;
+        pretrain | finetune | wav2vec_s | bl_just) continue ;;
+        esac
+        printf '%s\n' "$override"
+    done
+}
+# A mistake there is told before the first stage, not after days in its own.
+checked=()
+for name in "${stages[@]}"; do
+    [ "$name-$method" != finetune-bl_just ] || continue
+    mapfile -t changes < <(overrides_for "$name")
+    checked+=(-- "$conf/${name}_$size.yaml" "${changes[@]}")
+done
+[ ${#overrides[@]} -eq 0 ] || python "$root/examples/check.py" "${checked[@]:1}"
+
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 exp_dir=$(absolute "${exp_dir:-$root/exp/own_language}")
 labelled=$(absolute "$labelled")
@@ -127,7 +149,8 @@ exec 9<"$exp_dir"
 if type -P flock >/dev/null; then
     flock --nonblock --conflict-exit-code 9 9 2>/dev/null || { [ $? -ne 9 ] || die "another run is writing to $exp_dir"; }
 fi
-if [ -f "$exp_dir/recipe.settings" ] && [ "$(cat "$exp_dir/recipe.settings")" != "$settings" ]; then
+made() { compgen -G "$data/*/set.json" >/dev/null || compgen -G "$exp_dir/*/config.yaml" >/dev/null; }
+if [ -f "$exp_dir/recipe.settings" ] && [ "$(cat "$exp_dir/recipe.settings")" != "$settings" ] && made; then
     die "$exp_dir was made with other arguments ($(cat "$exp_dir/recipe.settings")); choose another --exp-dir, or remove it"
 fi
 echo "$settings" >"$exp_dir/recipe.settings"
@@ -143,15 +166,9 @@ skip() {
 }
 # train STAGE EXP KEY=VALUE…
 train() {
-    local command=(asrkit) changes=() override
+    local command=(asrkit) changes
     [ "$nproc" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$nproc" --module asrkit)
-    for override in "${overrides[@]}"; do
-        case ${override%%[.=]*} in
-        "$1") ;;
-        pretrain | finetune | wav2vec_s | bl_just) continue ;;
-        esac
-        changes+=("$override")
-    done
+    mapfile -t changes < <(overrides_for "$1")
     "${command[@]}" train "$conf/$1_$size.yaml" "exp_dir=$2" "seed=$seed" "data.dir=$data" "${@:3}" "${changes[@]}"
 }
 trained() { [ -e "$1/checkpoints/last" ] || die "$1 holds no model (run stage $2)"; }

@@ -21,9 +21,9 @@ from pathlib import Path
 import soundfile
 
 from asrkit.data import kaldi, tables
-from asrkit.data.corpus import AUDIO_SUFFIXES, Reject, Utterance
+from asrkit.data.corpus import AUDIO_SUFFIXES, FOREIGN_SUFFIXES, Reject, Utterance
 from asrkit.errors import AsrkitError
-from asrkit.files import write_text
+from asrkit.files import read_utf8, write_text
 
 TABLES = (".tsv", ".csv", ".jsonl")
 LARGEST = 0.25
@@ -75,16 +75,23 @@ def read(folder: Path) -> Found:
 def _pairs(folder: Path) -> dict[str, list[Utterance | Reject]]:
     """Return recordings with the texts beside them; the folder that a recording lies in is its speaker."""
     sets: dict[str, list[Utterance | Reject]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES | FOREIGN_SUFFIXES):
         parts = path.relative_to(folder).parts
         name = parts[0] if len(parts) > 1 and parts[0].startswith(("train", "dev", "test")) else "train"
         inner = parts[1:] if name == parts[0] else parts
         label = "-".join("_".join(part.split()) for part in (*inner[:-1], path.stem))
+        if path.suffix.lower() in FOREIGN_SUFFIXES:
+            reason = f"{path.suffix} is not read: convert it to wav or flac"
+            sets.setdefault(name, []).append(Reject(label, str(path), reason))
+            continue
         beside = path.with_suffix(".txt")
-        try:
-            text = " ".join(beside.read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
+        if not beside.exists():
             sets.setdefault(name, []).append(Reject(label, str(path), f"no text in {beside.name}"))
+            continue
+        try:
+            text = " ".join(read_utf8(beside).split())
+        except AsrkitError as error:
+            sets.setdefault(name, []).append(Reject(label, str(path), str(error)))
             continue
         speaker = inner[-2] if len(inner) > 1 else None
         sets.setdefault(name, []).append(Utterance(label, str(path.resolve()), text=text, speaker=speaker))
@@ -168,6 +175,13 @@ def rows(sets: Mapping[str, Sequence[Utterance]]) -> Iterator[str]:
             yield json.dumps(kept, ensure_ascii=False) + "\n"
 
 
+def _tell(rejects: Sequence[Reject]) -> None:
+    for reject in rejects[:5]:
+        print(f"   passed over: {reject.id}: {reject.reason}")
+    if len(rejects) > 5:
+        print(f"   passed over: {len(rejects) - 5} more")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table, and say how the speech is shared out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = read(options.labelled)
+        _tell(found.rejects)
         wanted = [name for name in ("dev", "test") if not any(given.startswith(name) for given in found.sets)]
         sets = dict(found.sets)
         if wanted:
@@ -186,10 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AsrkitError as error:
         print(f"split.py: {error}", file=sys.stderr)
         return 2
-    for reject in found.rejects[:5]:
-        print(f"   passed over: {reject.id}: {reject.reason}")
-    if len(found.rejects) > 5:
-        print(f"   passed over: {len(found.rejects) - 5} more")
     if wanted and not all(utterance.speaker for utterance in found.sets["train"]):
         print("   not all speakers are known: recordings stand for them, so that sets may share speakers")
     for name in sorted(sets):

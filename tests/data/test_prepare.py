@@ -276,6 +276,38 @@ def test_nothing_usable_is_one_clear_error_and_the_rejects_are_there(tmp_path: P
         prepare({"train": []}, tmp_path / "out2", ONE)
 
 
+def test_a_good_set_outlives_a_preparation_that_finds_nothing(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav")
+    sets = {"train": [Utterance("a", str(tmp_path / "a.wav"))]}
+    prepare(sets, tmp_path / "out", ONE)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out/train").iterdir() if path.name != "rejects.tsv"}
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(AsrkitError, match="nothing usable"):
+        prepare(sets, tmp_path / "out", ONE)
+    assert rejects_of(tmp_path / "out/train") == {"a": "no such file"}
+    (tmp_path / "out/train/rejects.tsv").unlink()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out/train").iterdir()} == before
+    assert len(SetIndex.open(tmp_path / "out/train")) == 1
+
+
+def test_files_of_file_managers_are_in_nobodys_way(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav")
+    sets = {"train": [Utterance("a", str(tmp_path / "a.wav"))]}
+    prepare(sets, tmp_path / "out", ONE)
+    (tmp_path / "out/train/.DS_Store").write_text("")
+    assert prepare(sets, tmp_path / "out", ONE).sets[0].utterances == 1
+    (tmp_path / "out/train/mine.txt").write_text("")
+    with pytest.raises(AsrkitError, match=r"holds what asrkit did not write: mine\.txt"):
+        prepare(sets, tmp_path / "out", ONE)
+
+
+@pytest.mark.parametrize("name", ["/tmp/u", "../u", "a/../../u", ".."])
+def test_an_id_leads_nowhere(tmp_path: Path, name: str) -> None:
+    write_audio(tmp_path / "a.wav")
+    with pytest.raises(AsrkitError, match="leads out of a folder"):
+        prepare({"train": [Utterance(name, str(tmp_path / "a.wav"))]}, tmp_path / "out", ONE)
+
+
 def test_one_empty_set_among_others_is_a_warning(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav")
     sets = {"train": [Utterance("a", str(tmp_path / "a.wav"))], "other": [Reject("b", "there", "a reason")]}

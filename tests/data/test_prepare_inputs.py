@@ -104,6 +104,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
     rows = [
         b"a.wav,fine,ok,,", b"a.wav,,empty,,", b",x,,,", b"a.wav,x,u1,soon,", b"a.wav,x,u2,nan,", b"gone.wav,x,u3,,",
         b"a.wav,x,u4,0,1,9", b"a.wav,x,u5,,0", b"a.wav,x,ok,,", b"\xff.wav,x,u6,,", b"a\x00.wav,x,u7,,", b"..,x,u8,,",
+        b"a.wav,\xc4pfel,u9,,",
     ]  # fmt: skip
     (tmp_path / "t.csv").write_bytes(b"audio,text,id,start,duration\n" + b"\n".join(rows) + b"\n")
     summary = prepare_table([tmp_path / "t.csv"], tmp_path / "out", ONE)
@@ -119,6 +120,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
     assert rejects["ok"] == "a second utterance of this id"
     assert rejects["u6"] == "a name that is not UTF-8"
     assert rejects["u8"] == "not a plain file"
+    assert rejects["u9"] == "a transcript that is not UTF-8: it holds the byte 0xC4"
 
 
 def test_bad_lines_of_json_are_listed(tmp_path: Path) -> None:
@@ -140,14 +142,16 @@ def test_bad_lines_of_json_are_listed(tmp_path: Path) -> None:
     [
         ("t.csv", "path,text\na.wav,x\n", "no column 'audio' .*path, text"),
         ("t.csv", "", "no column 'audio'"),
-        ("t.csv", "\0", "no column 'audio'|not a table"),
+        ("t.csv", "\0", "not UTF-8"),
+        ("t.csv", "audio,text\na.wav,x\n".encode("utf-16").decode("latin-1"), "not UTF-8"),
+        ("t.csv", "audio;text\na.wav;x\n", "separate columns by commas"),
         ("t.txt", "audio\na.wav\n", "not a table"),
         ("t.csv", "audio\n", "nothing to prepare"),
         ("t.jsonl", "\n\n", "nothing to prepare"),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, name: str, content: str, expected: str) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(AsrkitError, match=expected):
         prepare_table([tmp_path / name], tmp_path / "out", ONE)
 
