@@ -14,7 +14,7 @@ import asrkit
 PACKAGE = Path(asrkit.__file__).parent
 
 FLOORS = (
-    ("__init__", "errors", "files", "randomness"),
+    ("__init__", "errors", "files", "processes", "randomness"),
     ("config", "layers", "schema", "text"),
     ("data", "nn"),
     ("losses", "decoding"),

@@ -17,13 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 
 from asrkit.data.inspect import FileReport, Job, Limits, inspect_file
+from asrkit.processes import cores
 
 _CHUNK = 16
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:
@@ -43,7 +39,7 @@ class Inspector:
 
     def __init__(self, limits: Limits, workers: int = 0) -> None:
         self._limits = limits
-        self._workers = workers or available_cores()
+        self._workers = workers or cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Inspector:

@@ -83,6 +83,11 @@ def is_evaluation(name: str) -> bool:
     return name.lower().startswith(("dev", "test"))
 
 
+def is_test(name: str) -> bool:
+    """Whether a set of this name is for testing: nothing is chosen by it."""
+    return name.lower().startswith("test")
+
+
 def named_paths(arguments: Iterable[str | Path]) -> dict[str, Path]:
     """Return the set names of ``NAME=PATH`` or ``PATH`` arguments (then the name is the file's or folder's stem).
 

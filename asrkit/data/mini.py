@@ -32,6 +32,7 @@ import soundfile
 from asrkit.data import mini_text
 from asrkit.data.mini_voice import ACCENTS, SAMPLE_RATE, Reader, Voice, draw_voice, natural_variants
 from asrkit.errors import AsrkitError
+from asrkit.processes import cores
 
 FOLDS = 6
 _CHAPTER = 8  # utterances in a chapter
@@ -154,7 +155,7 @@ def synthesise(
         partial_dir.mkdir(parents=True)
         spoken: list[_Spoken] = []
         speak = partial(_speak, config=config, root=partial_dir)
-        for result in _perform(tasks, speak, min(workers or os.cpu_count() or 1, len(tasks))):
+        for result in _perform(tasks, speak, min(workers or cores(), len(tasks))):
             spoken.append(result)
             if on_progress is not None:
                 on_progress(len(spoken), len(tasks))

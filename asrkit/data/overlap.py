@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asrkit.data.corpus import is_evaluation
+from asrkit.data.corpus import is_evaluation, is_test
 from asrkit.errors import AsrkitError
 
 FINGERPRINT = "fingerprint.npz"
@@ -71,7 +71,7 @@ def overlap_warnings(sets: Mapping[str, Fingerprint], about: Iterable[str]) -> l
 
 
 def _kind(name: str) -> str:
-    return "test" if name.lower().startswith("test") else "dev"
+    return "test" if is_test(name) else "dev"
 
 
 def _compare(name: str, held_out: Fingerprint, other_name: str, other: Fingerprint) -> list[str]:

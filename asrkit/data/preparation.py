@@ -28,12 +28,11 @@ from asrkit.data.shards import SHARDS
 from asrkit.errors import AsrkitError
 from asrkit.randomness import utterance_key
 from asrkit.text.normalise import TextConfig, normalise
+from asrkit.text.units import BOUNDARY
 
 REJECTS = "rejects.tsv"
 FILES = (CUTS, INDEX, SET, REJECTS, FINGERPRINT, SHARDS)
 """Everything that a prepared set consists of."""
-
-WORD_BOUNDARY = "|"
 
 
 @dataclass
@@ -181,8 +180,8 @@ def _check_text(text: str | None, labelled: bool, rules: TextRules, name: str) -
     text = normalise(text, rules.config)
     if not text:
         return None, "an empty transcript"
-    if WORD_BOUNDARY in text:
-        return None, f"a transcript with '{WORD_BOUNDARY}', which stands for the word boundary"
+    if BOUNDARY in text:
+        return None, f"a transcript with '{BOUNDARY}', which stands for the word boundary"
     unknown = _unknown(text, rules)
     if unknown and not is_evaluation(name):
         return None, "unknown characters in the transcript: " + " ".join(unknown)

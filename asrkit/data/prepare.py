@@ -24,13 +24,14 @@ from asrkit.data.index import SET
 from asrkit.data.inspect import Limits
 from asrkit.data.overlap import Fingerprint, overlap_warnings
 from asrkit.data.preparation import FILES, REJECTS, SetSummary, TextRules, prepare_set
+from asrkit.data.remote import check_writable
 from asrkit.data.sharding import ShardConfig, shard_set
 from asrkit.errors import AsrkitError
 from asrkit.text.normalise import TextConfig
+from asrkit.text.units import FILES as UNIT_FILES
 from asrkit.text.units import Units
 
 UNITS = "units"
-_UNITS_FILES = ("units.json", "units.model", "lexicon.txt")
 
 Sets = Mapping[str, Iterable[Utterance | Reject]]
 
@@ -127,7 +128,10 @@ def prepare(
                 f"a set cannot be called '{name}'", mend="letters, digits, '-' and '_'; name it NAME=PATH"
             )
         check_replaceable(output_dir / name, FILES)
-    check_replaceable(output_dir / UNITS, _UNITS_FILES)
+    check_replaceable(output_dir / UNITS, tuple(UNIT_FILES.values()))
+    if config.shards is not None and config.shards.location:
+        # Now, not when all audio has been looked at.
+        check_writable(config.shards.location)
     corpora = {name: corpus if isinstance(corpus, str) else corpus.get(name, "") for name in sets}
     found, rejects = _prepare_sets(sets, corpora, output_dir, config, console)
     if not any(part.utterances for part in found):

@@ -6,8 +6,10 @@ import importlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,23 @@ def put(file: Path, location: str) -> None:
     except Exception as error:  # every protocol has errors of its own
         reason = " ".join(str(error).split())[:200]
         raise AsrkitError(f"cannot be written: {type(error).__name__} {reason}", where=location) from None
+
+
+def check_writable(location: str) -> None:
+    """Write a small file below a location, and remove it.
+
+    Raises:
+        AsrkitError: as `put`.
+    """
+    probe = f"{location.rstrip('/')}/.asrkit-probe"
+    with tempfile.NamedTemporaryFile() as file:
+        put(Path(file.name), probe)
+    if not is_url(probe):
+        os.unlink(probe)
+        return
+    system, path = _file_system(probe)
+    with suppress(Exception):  # who may write may not be allowed to remove
+        system.rm_file(path)
 
 
 def _file_system(location: str) -> tuple[Any, str]:

@@ -32,12 +32,12 @@ from lhotse.utils import fastcopy
 
 from asrkit.data.audio import read, read_channels
 from asrkit.data.batch import SAMPLE_RATE
-from asrkit.data.checking import available_cores
 from asrkit.data.folders import building
 from asrkit.data.index import CUTS, INDEX, SET, SetIndex, write_index
 from asrkit.data.remote import check_location, is_url, put
 from asrkit.data.shards import SHARDS, Member, checksum
 from asrkit.errors import AsrkitError
+from asrkit.processes import cores
 
 FORMATS = ("flac", "opus")
 _COMPRESSED = {"FLAC": "flac", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
@@ -104,7 +104,7 @@ def shard_set(
             _Job(index.dir, rows, number, folder, where or SHARDS, bool(where), config.format)
             for number, rows in enumerate(_divide(index.durations, config.hours * 3600))
         ]
-        write_index(partial, _sharded(jobs, workers or available_cores(), advance), map(int, index.rows["source"]))
+        write_index(partial, _sharded(jobs, workers or cores(), advance), map(int, index.rows["source"]))
         if where:
             folder.rmdir()
         described = json.dumps({**index.info, "shards": where or SHARDS}, ensure_ascii=False, indent=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from asrkit.data.batch import SAMPLE_RATE
 from asrkit.data.collate import Loaded, Reader, Request
 from asrkit.data.config import DataConfig
+from asrkit.processes import fork_server
 
 log = logging.getLogger("asrkit.data")
 
@@ -37,11 +37,7 @@ def load(reader: Reader, requests: Iterator[Request], config: DataConfig, *, pin
     workers, prefetch = _affordable(config)
     if workers == 0:
         return (reader[request].pin_memory() if pin else reader[request] for request in requests)
-    # Forking a process whose threads hold locks can hang. The fork server has none, and imports torch once for all.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload([Reader.__module__])
+    context = fork_server(Reader.__module__)
     loader: DataLoader[Loaded] = DataLoader(
         reader,  # type: ignore[arg-type]
         batch_size=None,

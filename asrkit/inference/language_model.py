@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from asrkit.data.corpus import is_evaluation
 from asrkit.data.index import SetIndex, record_text
 from asrkit.decoding.arpa import write_arpa
 from asrkit.decoding.kneser_ney import estimate
@@ -51,7 +52,7 @@ def train_lm(
     if bool(sets) != (data_dir is not None):
         raise AsrkitError("prepared transcripts need both --data and --sets")
     for name in sets:
-        if name.startswith(("dev", "test")):
+        if is_evaluation(name):
             raise AsrkitError(f"'{name}' is a set for evaluation, its transcripts are no text for a language model")
     units = None
     if config.units is not None:

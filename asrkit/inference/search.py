@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,7 @@ from asrkit.decoding.factory import DecoderChoice, make_decoder, reweighted
 from asrkit.decoding.hypothesis import Decoder, Hypothesis
 from asrkit.errors import AsrkitError
 from asrkit.inference.scores import ScoredSet, load_scored
+from asrkit.processes import cores, fork_server
 from asrkit.text.units import Units
 from asrkit.text.wer import ErrorCounts, count_errors
 
@@ -44,11 +43,6 @@ class Setup:
 
 _decoder: Decoder | None = None
 """This process' own; set when a pool starts the process."""
-
-
-def cores() -> int:
-    """Return how many processes can run at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_jobs(choice: DecoderChoice) -> int:
@@ -123,12 +117,7 @@ class Searcher:
 
     def _processes(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # As for data workers: the fork server has no threads whose locks a fork could copy.
-            methods = multiprocessing.get_all_start_methods()
-            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-            if "forkserver" in methods:
-                context.set_forkserver_preload([__name__])
-            initial = (self.setup,)
+            initial, context = (self.setup,), fork_server(__name__)
             self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start, initargs=initial)
         return self._pool
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from asrkit.data.corpus import is_test
 from asrkit.decoding.config import BeamConfig
 from asrkit.decoding.hypothesis import Hypothesis
 from asrkit.errors import AsrkitError
@@ -134,7 +135,7 @@ def best(trials: Iterable[Trial]) -> Trial:
 
 def refuse_test_set(name: str) -> None:
     """Raise AsrkitError if weights must not be searched on a set of this name."""
-    if name.startswith("test"):
+    if is_test(name):
         raise AsrkitError(f"weights are never tuned on a test set, and '{name}' is one", mend="--tune-on a dev set")
 
 

@@ -23,7 +23,7 @@ KINDS = ("char", "bpe", "phone")
 _PIECE_BOUNDARY = "\u2581"
 # Markers of other toolkits' dictionaries: they have a place in the order, and stand for no text.
 _SILENT = frozenset({BLANK, "<s>", "</s>", "<pad>", "<unk>"})
-_FILES = {"json": "units.json", "model": "units.model", "lexicon": "lexicon.txt"}
+FILES = {"json": "units.json", "model": "units.model", "lexicon": "lexicon.txt"}
 
 
 class UnknownSymbols(AsrkitError):
@@ -206,13 +206,13 @@ class Units:
     def save(self, directory: Path) -> None:
         """Write `units.json`, and `units.model` or `lexicon.txt` where there is one, each atomically."""
         if self.model is not None:
-            with atomic_path(directory / _FILES["model"]) as temporary:
+            with atomic_path(directory / FILES["model"]) as temporary:
                 temporary.write_bytes(self.model)
         if self.lexicon is not None:
             lines = (f"{word} {' '.join(phones)}\n" for word, phones in self.lexicon.items())
-            write_text(directory / _FILES["lexicon"], "".join(lines))
+            write_text(directory / FILES["lexicon"], "".join(lines))
         stored = {"kind": self.kind, "blank": self.blank, "boundary": self.boundary, "symbols": self.symbols}
-        write_text(directory / _FILES["json"], json.dumps(stored, ensure_ascii=False, indent=1) + "\n")
+        write_text(directory / FILES["json"], json.dumps(stored, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Units:
@@ -221,7 +221,7 @@ class Units:
         Raises:
             AsrkitError: a file is missing or damaged.
         """
-        path = directory / _FILES["json"]
+        path = directory / FILES["json"]
         stored = _read_json(path)
         try:
             kind = str(stored["kind"])
@@ -234,10 +234,10 @@ class Units:
         if not well:
             raise AsrkitError("is not a list of units", where=path, mend="kind, blank, boundary and symbols are wanted")
         try:
-            model = (directory / _FILES["model"]).read_bytes() if kind == "bpe" else None
+            model = (directory / FILES["model"]).read_bytes() if kind == "bpe" else None
         except OSError as error:
-            raise AsrkitError(f"cannot be read: {error.strerror}", where=directory / _FILES["model"]) from None
-        lexicon = read_lexicon(directory / _FILES["lexicon"]) if kind == "phone" else None
+            raise AsrkitError(f"cannot be read: {error.strerror}", where=directory / FILES["model"]) from None
+        lexicon = read_lexicon(directory / FILES["lexicon"]) if kind == "phone" else None
         try:
             return cls(kind=kind, model=model, lexicon=lexicon, **units)
         except AsrkitError as error:
@@ -254,7 +254,7 @@ class Units:
         try:
             return SentencePieceProcessor(model_proto=self.model)
         except RuntimeError:
-            raise AsrkitError("the sentencepiece model is damaged", where=_FILES["model"]) from None
+            raise AsrkitError("the sentencepiece model is damaged", where=FILES["model"]) from None
 
     def _encode_pieces(self, text: str) -> list[int]:
         pieces = self._processor.encode(text, out_type=str)

@@ -24,6 +24,7 @@ from asrkit.files import held_alone, remove_parts, write_text
 from asrkit.methods.registry import METHODS
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.encoder import Encoder
+from asrkit.processes import cores
 from asrkit.randomness import utterance_key
 from asrkit.text.units import Units
 from asrkit.training.checkpoint import Checkpoints, ShardedCheckpoints, load
@@ -336,7 +337,7 @@ def _go_on(config: ExperimentConfig, exp_dir: Path) -> None:
 def _set_threads(threads: int, engine: TrainingEngine) -> None:
     share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not threads and share > 1 and engine.device.type == "cpu":
-        threads = max(1, len(os.sched_getaffinity(0)) // share)
+        threads = max(1, cores() // share)
     if threads:
         torch.set_num_threads(threads)
 

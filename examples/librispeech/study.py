@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asrkit import config
+from asrkit.data.corpus import is_test
 from asrkit.errors import AsrkitError, nearest
 
 PLOTS = ("dots", "updates", "all_updates", "minutes")
@@ -138,7 +139,7 @@ def load(name: str, home: Path) -> tuple[str, Study]:
         raise AsrkitError(f"plot is '{study.plot}'", where=path, mend=nearest(study.plot, PLOTS))
     if not recipes or not study.subsets or not study.sets:
         raise AsrkitError("a study needs recipes, subsets and sets", where=path)
-    if study.search.grid and (not study.search.set or study.search.set.startswith("test")):
+    if study.search.grid and (not study.search.set or is_test(study.search.set)):
         raise AsrkitError(
             f"search.set is '{study.search.set}'", where=path, mend="a dev set: nothing is chosen on test"
         )

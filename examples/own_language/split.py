@@ -21,7 +21,7 @@ from pathlib import Path
 import soundfile
 
 from asrkit.data import kaldi, tables
-from asrkit.data.corpus import AUDIO_SUFFIXES, FOREIGN_SUFFIXES, Reject, Utterance
+from asrkit.data.corpus import AUDIO_SUFFIXES, FOREIGN_SUFFIXES, Reject, Utterance, is_evaluation
 from asrkit.errors import AsrkitError
 from asrkit.files import read_utf8, write_text
 
@@ -59,7 +59,7 @@ def read(folder: Path) -> Found:
     rejects: list[Reject] = []
     for name, rows in entries.items():
         # One file or folder of a name of its own, such as corpus.tsv, is what there is to train on.
-        chosen = name if name.startswith(("dev", "test")) else "train"
+        chosen = name if is_evaluation(name) else "train"
         for row in rows:
             if isinstance(row, Utterance) and (row.text or "").strip():
                 sets.setdefault(chosen, []).append(row)

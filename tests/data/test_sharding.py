@@ -170,6 +170,16 @@ def test_shards_elsewhere(files, tmp_path: Path, protocol: str) -> None:
     assert not (sharded / "train/shards").exists()
     assert json.loads((sharded / "train/set.json").read_text())["shards"].startswith(location)
     assert_equal(batches(sharded), batches(plain))
+    assert not list(tmp_path.rglob("*probe*"))
+
+
+def test_a_place_for_shards_is_tried_before_the_audio(files, tmp_path: Path) -> None:
+    table, _ = files
+    (tmp_path / "file").write_text("")
+    for location, says in (("nosuch://x/y", "nosuch"), (f"{tmp_path}/file/x", "is a file, not a folder")):
+        with pytest.raises(AsrkitError, match=says):
+            prepared(table, tmp_path / "sharded", ShardConfig(location))
+        assert not (tmp_path / "sharded" / "train").exists()
 
 
 def test_opus_is_small_and_close(tmp_path: Path) -> None:
