@@ -17,7 +17,8 @@ import torch
 from harness import Ratio, compare, ratio, report
 from options import own_parser, start_own
 
-from asrkit.nn.encoder import SAMPLE_RATE, Encoder
+from asrkit.data.batch import SAMPLE_RATE
+from asrkit.nn.encoder import Encoder
 from asrkit.training.engine import TrainingEngine
 
 TITLE = "Block attention"

@@ -10,9 +10,9 @@ from typing import Any
 from asrkit.analysis.decodings import Decoding
 from asrkit.analysis.media import Speech, audio_uri, posteriors, spectrogram_uri
 from asrkit.analysis.run import Run, stamp
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.errors import AsrkitError
 from asrkit.inference.recogniser import Recogniser
-from asrkit.nn.encoder import SAMPLE_RATE
 
 
 class Cache:

@@ -20,11 +20,11 @@ import torch
 from matplotlib import colormaps
 
 from asrkit.data.audio import read
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.data.collate import Example, collate
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
 from asrkit.inference.recogniser import Recogniser
-from asrkit.nn.encoder import SAMPLE_RATE
 
 LONGEST = 40.0
 """Seconds; a longer utterance is not embedded."""

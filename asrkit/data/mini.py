@@ -30,7 +30,8 @@ import numpy as np
 import soundfile
 
 from asrkit.data import mini_text
-from asrkit.data.mini_voice import ACCENTS, SAMPLE_RATE, Reader, Voice, draw_voice, natural_variants
+from asrkit.data.batch import SAMPLE_RATE
+from asrkit.data.mini_voice import ACCENTS, Reader, Voice, draw_voice, natural_variants
 from asrkit.errors import AsrkitError
 from asrkit.processes import cores
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.data.espeak import Synthesiser, variants
 
-SAMPLE_RATE = 16000
 ACCENTS = (
     "en-us",
     "en-us-nyc",

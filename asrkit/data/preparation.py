@@ -123,7 +123,7 @@ def prepare_set(
     reports = zip(by_file.items(), inspector.reports(jobs), strict=True)
     with building(folder) as partial:
         # Each cut is counted as it is drawn, so its source is the tally's latest.
-        count = write_index(partial, _cuts(reports, name, rules, tally, advance), iter(lambda: tally.source, None))
+        count = write_index(partial, _cuts(reports, rules, tally, advance), iter(lambda: tally.source, None))
         _write_rejects(partial / REJECTS, tally.rejects)
         seconds = sum(samples / rate for rate, samples in sorted(tally.samples.items()))
         summary = SetSummary(
@@ -207,7 +207,6 @@ def _span(entry: Utterance, labelled: bool) -> Span:
 
 def _cuts(
     reports: Iterable[tuple[tuple[str, Sequence[tuple[Utterance, str | None]]], FileReport]],
-    name: str,
     rules: TextRules,
     tally: _Tally,
     advance: Callable[[int], None],

@@ -308,15 +308,14 @@ def evaluation_batches(
     Args:
         sets: the sets, or their folders.
         units: gives targets too (symbols that it lacks are left out of them, never of the texts); None gives none.
-        config: for batch_seconds, workers and sample_rate.
+        config: for batch_seconds and workers.
         rank: this process.
         world_size: how many there are.
         device: where batches go.
 
     Raises:
-        AsrkitError: if targets are wanted of a set without transcripts, or an utterance cannot be read: leaving it out
-        would
-            change the error rate in silence.
+        AsrkitError: if targets are wanted of a set without transcripts, or an utterance cannot be read: leaving it
+            out would change the error rate in silence.
     """
     opened = [index if isinstance(index, SetIndex) else SetIndex.open(Path(index).absolute()) for index in sets]
     for index in opened:

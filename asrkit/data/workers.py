@@ -31,7 +31,7 @@ def load(reader: Reader, requests: Iterator[Request], config: DataConfig, *, pin
     Args:
         reader: what reads them.
         requests: any number of them; taken from the iterator a little ahead of what is returned.
-        config: for workers, prefetch, batch_seconds and sample_rate.
+        config: for workers, prefetch and batch_seconds.
         pin: whether batches go into page-locked memory.
     """
     workers, prefetch = _affordable(config)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from asrkit.data.audio import resample
-from asrkit.data.batch import Batch
+from asrkit.data.batch import SAMPLE_RATE, Batch
 from asrkit.errors import AsrkitError
 from asrkit.inference.transcribe import Source, transcribe
 from asrkit.inference.transcript import Transcript
-from asrkit.nn.encoder import SAMPLE_RATE
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import open_experiment
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from asrkit.data.collate import Example, collate
 from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
 from asrkit.inference.chunking import CHUNK_SECONDS, Chunking, Window
-from asrkit.inference.transcript import Path, Transcript, read_transcript
+from asrkit.inference.transcript import BestPath, Transcript, read_transcript
 
 if TYPE_CHECKING:
     from asrkit.inference.recogniser import Recogniser
@@ -44,7 +44,7 @@ class _Piece:
 
     place: int
     pause: bool
-    path: Path | None = None
+    path: BestPath | None = None
 
 
 @dataclass
@@ -61,13 +61,13 @@ class _Job:
     def finished(self) -> bool:
         return self.error is not None or (self.read and all(piece.path for piece in self.pieces))
 
-    def stretches(self) -> Iterator[tuple[int, Path]]:
+    def stretches(self) -> Iterator[tuple[int, BestPath]]:
         """Yield first frame and best path of what lies between pauses."""
         group: list[_Piece] = []
         for piece in self.pieces:
             group.append(piece)
             if piece.pause or piece is self.pieces[-1]:
-                yield group[0].place, Path.join([piece.path for piece in group if piece.path])
+                yield group[0].place, BestPath.join([piece.path for piece in group if piece.path])
                 group = []
 
     def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -89,7 +89,7 @@ def longest_heard(recogniser: Recogniser) -> float:
     """
     data = recogniser.experiment.config.data
     try:
-        sets = [SetIndex.open(FilePath(data.dir) / name) for name in data.labelled.sets]
+        sets = [SetIndex.open(Path(data.dir) / name) for name in data.labelled.sets]
     except AsrkitError:
         return CHUNK_SECONDS
     longest = max((float(index.durations.max()) for index in sets), default=CHUNK_SECONDS)
@@ -162,7 +162,7 @@ def _recognise(recogniser: Recogniser, pool: Sequence[tuple[_Job, _Piece, Window
         examples = [Example(f"{n}", wanted[n][1].wave) for n in batch]
         for n, log_probs in zip(batch, recogniser.log_probs(collate(examples, epoch=0)), strict=True):
             piece, window = wanted[n]
-            piece.path = Path.of(window.keep(log_probs))
+            piece.path = BestPath.of(window.keep(log_probs))
 
 
 def pack(lengths: Sequence[int], most: float) -> list[list[int]]:

@@ -29,7 +29,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Path:
+class BestPath:
     """The best unit of each frame."""
 
     units: np.ndarray
@@ -38,13 +38,13 @@ class Path:
     """Their natural log-probabilities, float32 (T,)."""
 
     @classmethod
-    def of(cls, log_probs: np.ndarray) -> Path:
+    def of(cls, log_probs: np.ndarray) -> BestPath:
         """Return the best path through log-probabilities (T, V)."""
         best = log_probs.argmax(-1) if len(log_probs) else np.zeros(0, np.int64)
         return cls(best, np.take_along_axis(log_probs, best[:, None], 1)[:, 0] if len(log_probs) else best.astype("f4"))
 
     @classmethod
-    def join(cls, paths: Sequence[Path]) -> Path:
+    def join(cls, paths: Sequence[BestPath]) -> BestPath:
         """Return paths, at least one, one after the other."""
         return cls(np.concatenate([p.units for p in paths]), np.concatenate([p.scores for p in paths]))
 
@@ -69,7 +69,7 @@ class Path:
 
 
 def read_transcript(
-    stretches: Iterable[tuple[int, Path]], units: Units, seconds_per_frame: float, duration: float
+    stretches: Iterable[tuple[int, BestPath]], units: Units, seconds_per_frame: float, duration: float
 ) -> Transcript:
     """Return the transcript of a recording.
 

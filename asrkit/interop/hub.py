@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.errors import AsrkitError
 from asrkit.files import atomic_path, write_text
 from asrkit.interop.card import model_card
@@ -18,7 +19,6 @@ from asrkit.interop.huggingface import from_huggingface, to_huggingface
 from asrkit.interop.packages import PATIENCE, optional
 from asrkit.interop.portable import Portable
 from asrkit.interop.vocabulary import hub_files, hub_units, read_json
-from asrkit.nn.encoder import SAMPLE_RATE
 from asrkit.text.units import Units
 
 EXTRA = "huggingface"

@@ -128,7 +128,7 @@ def from_huggingface(
         known = ", ".join(PREFIXES)
         raise AsrkitError(f"expected a model_type among {known}, found {kind!r}", where=where)
     state = {_today(key): tensor for key, tensor in state.items()}
-    shape = _encoder_config(config, kind, normalise, state, where, with_head)
+    shape = _encoder_config(config, kind, normalise, where, with_head)
     prefix = PREFIXES[kind] if any(key.startswith(PREFIXES[kind]) for key in state) else ""
     rows, fillers = _encoder_table(shape, prefix)
     head = None
@@ -246,7 +246,6 @@ def _encoder_config(
     config: Mapping[str, Any],
     kind: str,
     normalise: bool,
-    state: Mapping[str, Tensor],
     where: object,
     with_head: bool,
 ) -> EncoderConfig:

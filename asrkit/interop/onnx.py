@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.errors import AsrkitError
 from asrkit.files import atomic_path, write_text
 from asrkit.heads.ctc import CTCHead
 from asrkit.interop.packages import optional
 from asrkit.interop.portable import CTC, ENCODER, Portable
 from asrkit.nn.attention import SelfAttention
-from asrkit.nn.encoder import SAMPLE_RATE, Encoder, Extracted
+from asrkit.nn.encoder import Encoder, Extracted
 from asrkit.nn.lengths import inside
 from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.normalisation import row_normalise
@@ -233,7 +234,7 @@ def write_folder(model: Portable, folder: Path) -> None:
     optional("onnx", EXTRA, "writing ONNX")
     optional("onnxruntime", EXTRA, "checking ONNX")
     module = runtime(model)
-    example = _example(module, (1.0, 0.7))
+    example = _example((1.0, 0.7))
     output = "logits" if model.units is not None else "states"
     with atomic_path(folder / WEIGHTS) as temporary, _quiet():
         # The exporter through torch.export takes minutes where this one takes a second.
@@ -277,7 +278,7 @@ scores, frames = session.run(None, {{"waves": wave[None], "lengths": numpy.array
 """
 
 
-def _example(module: Runtime, seconds: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _example(seconds: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Return noise of several lengths as one padded batch, float32 (N, S), and int64 (N,)."""
     lengths = torch.tensor([int(SAMPLE_RATE * length) for length in seconds])
     generator = torch.Generator().manual_seed(0)
@@ -290,7 +291,7 @@ def _check(module: Runtime, path: Path) -> None:
     runtime = optional("onnxruntime", EXTRA, "checking ONNX")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for seconds in ((0.5,), (0.9, 1.6, 0.6)):
-        waves, lengths = _example(module, seconds)
+        waves, lengths = _example(seconds)
         found, frames = session.run(None, {"waves": waves.numpy(), "lengths": lengths.numpy()})
         with torch.inference_mode():
             wanted, wanted_frames = module(waves, lengths)

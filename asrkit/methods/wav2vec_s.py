@@ -24,7 +24,7 @@ from asrkit.core.phase import Phase
 from asrkit.core.schedule import Schedule, ScheduleConfig
 from asrkit.core.step import Accumulate, Engine
 from asrkit.core.term import Losses, Prepared, Ratio, Term
-from asrkit.data.batch import Batch
+from asrkit.data.batch import SAMPLE_RATE, Batch
 from asrkit.data.config import DataConfig
 from asrkit.errors import AsrkitError
 from asrkit.heads.ctc import CTCHead, CTCHeadConfig
@@ -288,7 +288,7 @@ class Wav2VecS(Supervised):
             return read_off(head.log_probs(encoded), encoded.lengths, head.blank)
 
     def _figures(self, batch: Batch, labels: Sequence[PseudoLabel], rows: Sequence[int]) -> dict[str, Ratio]:
-        seconds = sum(batch.host_lengths[row] for row in rows) / 16_000
+        seconds = sum(batch.host_lengths[row] for row in rows) / SAMPLE_RATE
         figures = label_figures(labels, self.config.pseudo.confidence)
         figures |= speech_figures("pseudo", [labels[row].units for row in rows], seconds)
         if batch.texts is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.errors import AsrkitError
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.conformer import ConformerBlock
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from asrkit.nn.masking import SpanMask
     from asrkit.nn.spec_augment import SpecMask
 
-SAMPLE_RATE = 16_000
 _WAYS = 64
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
+from asrkit.data.batch import SAMPLE_RATE
 from asrkit.errors import AsrkitError, nearest
 from asrkit.nn.lengths import inside
 from asrkit.nn.spec_augment import SpecMask
 
-SAMPLE_RATE = 16_000
 NORMALISATIONS = ("utterance", "global", "none")
 CONVOLUTIONS = ("2d", "1d")
 _KERNEL, _STRIDE, _PAD = 3, 2, 1
@@ -145,11 +145,6 @@ class LogMelFrontend(nn.Module):
             channels, height = config.channels, _halved(height) if planar else 1
         self.feature_dim = channels * height
         """Features F per frame."""
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return SAMPLE_RATE / (self.mel.hop * self.config.subsampling)
 
     def frames(self, samples: int) -> int:
         """Return the frames T that come out of ``samples`` samples."""

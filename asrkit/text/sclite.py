@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.cells import cell_len
 
-from asrkit.files import write_text
 from asrkit.text.wer import Edit, Score, UtteranceScore
 
 _MARKS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 
 
-def write_alignments(path: Path, scored: Score, speakers: Mapping[str, str], system: str) -> None:
-    """Write every utterance's alignment, atomically.
+def format_alignments(scored: Score, speakers: Mapping[str, str], system: str) -> str:
+    """Return every utterance's alignment: its id, counts, and three lines with word under word.
+
+    Words keep their spelling (sclite's are lower case with errors in capitals); gaps are asterisks.
 
     Args:
-        path: the file.
         scored: the errors.
         speakers: each utterance's speaker.
         system: the system's name in the heading.
-    """
-    write_text(path, format_alignments(scored, speakers, system))
-
-
-def format_alignments(scored: Score, speakers: Mapping[str, str], system: str) -> str:
-    """Return what `write_alignments` writes: per utterance its id, counts, and three lines with word under word.
-
-    Words keep their spelling (sclite's are lower case with errors in capitals); gaps are asterisks.
     """
     names = list(dict.fromkeys(speakers[utterance.id] for utterance in scored.utterances))
     lines = [f"System name:   {system}", "", "Speakers: ", *(f"{n:5d}:  {name}" for n, name in enumerate(names))]

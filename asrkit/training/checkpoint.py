@@ -209,7 +209,12 @@ def _open(path: Path, ranks: Ranks, map_location: str = "cpu") -> dict[str, Any]
     if not path.exists():
         raise AsrkitError("no such checkpoint", where=path)
     with _readable(path):
-        damaged, state = (_open_folder if path.is_dir() else _open_file)(path, ranks, map_location)
+        if path.is_dir():
+            damaged = damage(path, ranks.rank, ranks.world_size)
+            state = None if damaged else read_run(path)
+        else:
+            damaged = _torn(path)
+            state = None if damaged else torch.load(path, map_location=map_location, weights_only=True)
     if damaged:
         raise AsrkitError(f"not a readable checkpoint: {damaged}", where=path)
     if not isinstance(state, dict) or not isinstance(state.get("format"), int) or "model" not in state:
@@ -219,17 +224,10 @@ def _open(path: Path, ranks: Ranks, map_location: str = "cpu") -> dict[str, Any]
     return state
 
 
-def _open_file(path: Path, ranks: Ranks, map_location: str) -> tuple[str | None, Any]:
+def _torn(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
-    if damaged:
-        return f"the checksum of {damaged} is wrong", None
-    return None, torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _open_folder(path: Path, ranks: Ranks, map_location: str) -> tuple[str | None, Any]:
-    problem = damage(path, ranks.rank, ranks.world_size)
-    return problem, None if problem else read_run(path)
+    return f"the checksum of {damaged} is wrong" if damaged else None
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from asrkit.data.collate import Example, collate
 from asrkit.errors import AsrkitError
 from asrkit.inference.transcribe import Source, pack, transcribe
-from asrkit.inference.transcript import Path as BestPath
-from asrkit.inference.transcript import Transcript, read_transcript
+from asrkit.inference.transcript import BestPath, Transcript, read_transcript
 from asrkit.text.units import Units
 
 
