@@ -5,13 +5,20 @@ Shapes: T frames, V units (with blank), L units of the sequence.
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import torch
+from torchaudio.functional import forced_align
 
 from asrkit.errors import AsrkitError
+
+_MOST_STATES = 4_000_000_000
+"""Frames times states of the alignment, a byte each."""
+_RULED_OUT = -1e4
 
 
 @dataclass(frozen=True)
@@ -27,53 +34,47 @@ class Word:
     confidence: float
     """Between 0 and 1: the geometric mean over its units of each unit's highest posterior among its frames."""
 
+    @classmethod
+    def of(cls, text: str, start: float, end: float, peaks: Sequence[float]) -> Word:
+        """Return a word, given its times in seconds and each unit's highest log-probability; figures are rounded."""
+        confidence = min(1.0, float(np.exp(np.mean(peaks))))
+        return cls(text, round(float(start), 3), round(float(end), 3), round(confidence, 4))
 
-def align(log_probs: np.ndarray, sequence: Sequence[int], blank: int = 0) -> np.ndarray:
-    """Return the frames of each unit on the most probable path that collapses to ``sequence``.
+
+def align(log_probs: np.ndarray, sequence: Sequence[int], blank: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames of each unit on the most probable path that collapses to ``sequence``, and the path's scores.
 
     Args:
-        log_probs: natural log-probabilities, (T, V).
-        sequence: L unit indices, without blanks.
+        log_probs: natural log-probabilities, float32 (T, V).
+        sequence: L unit indices, no blank among them.
         blank: index of the blank.
 
     Returns:
-        First frame and the frame behind the last, int64 (L, 2).
+        First frame and frame behind the last of each unit, int64 (L, 2); log-probability of each frame's unit, (T,).
 
     Raises:
-        AsrkitError: if there are too few frames for the sequence: T < L + its direct repeats.
+        AsrkitError: if there are too few frames for the sequence, T < L + its direct repeats, or both are too long for the memory.
     """
-    length = len(sequence)
-    repeats = sum(a == b for a, b in itertools.pairwise(sequence))
-    if len(log_probs) < length + repeats:
-        raise AsrkitError(f"{length} units cannot be aligned with {len(log_probs)} frames")
+    frames, length = len(log_probs), len(sequence)
+    if frames < length + sum(a == b for a, b in pairwise(sequence)):
+        raise AsrkitError(
+            f"{frames} frames of audio are too few for {length} units", mend="does the text belong to it?"
+        )
+    if frames * (2 * length + 1) > _MOST_STATES:
+        raise AsrkitError(f"{frames} frames and {length} units are too much to align at once", mend="cut the recording")
     if length == 0:
-        return np.zeros((0, 2), dtype=np.int64)
-    # States: blank, unit, blank, unit, …, blank.
-    labels = np.full(2 * length + 1, blank)
-    labels[1::2] = sequence
-    skips = np.zeros(len(labels), dtype=bool)
-    skips[3::2] = labels[3::2] != labels[1:-2:2]
+        return np.zeros((0, 2), np.int64), np.ascontiguousarray(log_probs[:, blank])
     # A score of minus infinity (a unit ruled out) must not make all paths equal.
-    emissions = np.maximum(np.asarray(log_probs, dtype=np.float64)[:, labels], -1e9)
-    scores = np.full(len(labels), -np.inf)
-    scores[:2] = emissions[0, :2]
-    steps = np.zeros(emissions.shape, dtype=np.int8)
-    for frame in range(1, len(emissions)):
-        arrivals = np.full((3, len(labels)), -np.inf)
-        arrivals[0] = scores
-        arrivals[1, 1:] = scores[:-1]
-        arrivals[2, 2:] = np.where(skips[2:], scores[:-2], -np.inf)
-        steps[frame] = arrivals.argmax(0)
-        scores = arrivals.max(0) + emissions[frame]
-    state = len(labels) - 1 if scores[-1] >= scores[-2] else len(labels) - 2
-    spans = np.zeros((length, 2), dtype=np.int64)
-    for frame in range(len(emissions) - 1, -1, -1):
-        if state % 2:
-            if spans[state // 2, 1] == 0:
-                spans[state // 2, 1] = frame + 1
-            spans[state // 2, 0] = frame
-        state -= int(steps[frame, state])
-    return spans
+    emissions = torch.from_numpy(np.maximum(log_probs, _RULED_OUT, dtype=np.float32))
+    with warnings.catch_warnings():
+        # torchaudio 2.9 announced this function's end and later took that back (pytorch/audio pull request 4147).
+        warnings.simplefilter("ignore")
+        path, scores = forced_align(emissions[None], torch.tensor([list(sequence)]), blank=blank)
+    units = path[0].numpy()
+    edges = np.flatnonzero(np.diff(units)) + 1
+    bounds = [0, *edges.tolist(), frames]
+    spans = [(begin, end) for begin, end in pairwise(bounds) if units[begin] != blank]
+    return np.array(spans, dtype=np.int64), scores[0].numpy()
 
 
 def time_words(
@@ -98,11 +99,10 @@ def time_words(
     Raises:
         AsrkitError: as `align`.
     """
-    frames = align(log_probs, sequence, blank)
+    frames, _ = align(log_probs, sequence, blank)
     peaks = [float(log_probs[a:b, unit].max()) for unit, (a, b) in zip(sequence, frames, strict=True)]
     words = []
     for text, (begin, end) in zip(texts, spans, strict=True):
-        confidence = float(np.exp(np.mean(peaks[begin:end])))
         times = frames[begin, 0] / frame_rate, frames[end - 1, 1] / frame_rate
-        words.append(Word(text, round(float(times[0]), 3), round(float(times[1]), 3), round(min(1.0, confidence), 4)))
+        words.append(Word.of(text, *times, peaks[begin:end]))
     return tuple(words)

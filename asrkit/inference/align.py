@@ -5,7 +5,6 @@ Shapes: S samples, T frames, V units (with blank), L units of the text.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchaudio.functional import forced_align
 
 from asrkit.data.collate import Example, collate
 from asrkit.data.index import SetIndex
 from asrkit.data.stream import evaluation_batches
 from asrkit.decoding.hypothesis import word_spans
-from asrkit.decoding.timestamps import Word
+from asrkit.decoding.timestamps import Word, align
 from asrkit.errors import AsrkitError
 from asrkit.inference.chunking import Chunking
 from asrkit.inference.recogniser import Recogniser
@@ -28,8 +25,6 @@ from asrkit.inference.transcribe import longest_heard
 from asrkit.text.normalise import TextConfig, normalise
 from asrkit.text.units import Units
 
-_MOST_STATES = 4_000_000_000
-"""Frames times states of the alignment, a byte each."""
 _RULED_OUT = -1e4
 
 
@@ -55,53 +50,18 @@ class Alignment:
         return asdict(self)
 
 
-def align_units(log_probs: np.ndarray, targets: list[int], blank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames of each unit on the best path that spells ``targets``, and the path's scores.
-
-    Args:
-        log_probs: natural log-probabilities, float32 (T, V).
-        targets: L unit indices, no blank among them.
-        blank: index of the blank.
-
-    Returns:
-        First frame and frame behind the last of each unit, int64 (L, 2); log-probability of each frame's unit, (T,).
-
-    Raises:
-        AsrkitError: if the audio has too few frames for the text, or both are too long for the memory.
-    """
-    frames, length = len(log_probs), len(targets)
-    needed = length + sum(a == b for a, b in pairwise(targets))
-    if frames < needed:
-        raise AsrkitError(
-            f"{frames} frames of audio are too few for {length} units", mend="does the text belong to it?"
-        )
-    if frames * (2 * length + 1) > _MOST_STATES:
-        raise AsrkitError(f"{frames} frames and {length} units are too much to align at once", mend="cut the recording")
-    if length == 0:
-        return np.zeros((0, 2), np.int64), np.ascontiguousarray(log_probs[:, blank])
-    with warnings.catch_warnings():
-        # torchaudio 2.9 announced this function's end and later took that back (pytorch/audio pull request 4147).
-        warnings.simplefilter("ignore")
-        path, scores = forced_align(torch.from_numpy(log_probs)[None], torch.tensor([targets]), blank=blank)
-    units = path[0].numpy()
-    edges = np.flatnonzero(np.diff(units)) + 1
-    bounds = [0, *edges.tolist(), frames]
-    spans = [(begin, end) for begin, end in pairwise(bounds) if units[begin] != blank]
-    return np.array(spans, dtype=np.int64), scores[0].numpy()
-
-
 def align_text(
     log_probs: np.ndarray, text: str, units: Units, *, name: str, seconds_per_frame: float, duration: float
 ) -> Alignment:
     """Align a text with unit scores (T, V).
 
     Raises:
-        AsrkitError: as `align_units`, or if there are no units for what the text holds.
+        AsrkitError: as `align`, or if there are no units for what the text holds.
     """
     words, targets = text.split(), []
     try:
         targets = units.encode(text)
-        spans, scores = align_units(log_probs, targets, units.blank)
+        spans, scores = align(log_probs, targets, units.blank)
     except AsrkitError as error:
         raise AsrkitError(str(error), where=name) from None
 
@@ -112,7 +72,7 @@ def align_text(
         start, stop = (
             min(float(frame) * seconds_per_frame, duration) for frame in (spans[begin, 0], spans[end - 1, 1])
         )
-        return Word(spelt, round(start, 3), round(stop, 3), round(min(1.0, float(np.exp(np.mean(peaks)))), 4))
+        return Word.of(spelt, start, stop, peaks)
 
     places = _word_places(units, words, targets)
     return Alignment(

@@ -62,9 +62,8 @@ class BestPath:
         peaks = [float(self.scores[begin:end].max()) for _, begin, end in runs]
         words = []
         for text, (begin, end) in zip(units.decode(sequence).split(), word_spans(units, sequence), strict=True):
-            confidence = float(np.exp(np.mean(peaks[begin:end])))
             start, stop = ((first + frame) * seconds_per_frame for frame in (runs[begin][1], runs[end - 1][2]))
-            words.append(Word(text, round(start, 3), round(stop, 3), round(min(1.0, confidence), 4)))
+            words.append(Word.of(text, start, stop, peaks[begin:end]))
         return words
 
 

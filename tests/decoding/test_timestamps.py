@@ -24,22 +24,37 @@ UNBOUNDED = Units((BLANK, " ", "A", "B"), boundary=None)
 """As imported models may have them."""
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 3), max_size=3), st.integers(0, 6), st.integers(0, 2**32 - 1))
-def test_the_alignment_is_the_best_of_all_paths(sequence: list[int], frames: int, seed: int) -> None:
-    scores = random_scores(np.random.default_rng(seed), frames, 4)
-    fitting = [
-        path
-        for path in itertools.product(range(4), repeat=frames)
-        if [unit for unit, _ in itertools.groupby(path) if unit != 0] == sequence
-    ]
-    if not fitting:
-        with pytest.raises(AsrkitError, match="cannot be aligned"):
-            align(scores, sequence)
+@given(targets=st.lists(st.sampled_from([0, 1, 3]), max_size=3), frames=st.integers(1, 6), seed=st.integers(0, 99))
+def test_the_best_of_all_paths(targets: list[int], frames: int, seed: int) -> None:
+    blank, units = 2, 4
+    log_probs = random_scores(np.random.default_rng(seed), frames, units)
+    best = max(
+        (
+            sum(log_probs[t, u] for t, u in enumerate(path))
+            for path in itertools.product(range(units), repeat=frames)
+            if [u for u, _ in itertools.groupby(path) if u != blank] == targets
+        ),
+        default=None,
+    )
+    if best is None:
+        with pytest.raises(AsrkitError, match="too few"):
+            align(log_probs, targets, blank)
         return
-    best = max(fitting, key=lambda path: sum(float(scores[t, u]) for t, u in enumerate(path)))
-    runs = [list(run) for unit, run in itertools.groupby(range(frames), lambda t: best[t]) if unit != 0]
-    assert align(scores, sequence).tolist() == [[run[0], run[-1] + 1] for run in runs]
+    spans, scores = align(log_probs, targets, blank)
+    assert scores.sum() == pytest.approx(best, abs=1e-4)
+    assert len(spans) == len(targets)
+    path = np.full(frames, blank)
+    for unit, (begin, end) in zip(targets, spans, strict=True):
+        path[begin:end] = unit
+    assert [u for u, _ in itertools.groupby(path.tolist()) if u != blank] == targets
+    assert sum(log_probs[t, u] for t, u in enumerate(path)) == pytest.approx(best, abs=1e-4)
+
+
+def test_a_unit_that_is_ruled_out_does_not_blur_the_rest() -> None:
+    scores = one_hot([0, 2, 2, 0, 3, 0])
+    scores[:, 1] = -np.inf
+    assert align(scores, [2, 3])[0].tolist() == [[1, 3], [4, 5]]
+    assert align(scores, [2, 1, 3])[0][[0, 2]].tolist() == [[1, 3], [4, 5]]
 
 
 def one_hot(path: list[int], probability: float = 0.97) -> np.ndarray:

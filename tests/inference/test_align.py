@@ -13,10 +13,9 @@ from helpers import UNITS, sentence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrkit.decoding.timestamps import align
 from asrkit.errors import AsrkitError
 from asrkit.inference import align as module
-from asrkit.inference.align import align_recording, align_text, align_units, fit_text, stitched_log_probs
+from asrkit.inference.align import align_recording, align_text, fit_text, stitched_log_probs
 from asrkit.inference.alignment_plot import draw
 from asrkit.text.units import Units
 
@@ -24,38 +23,6 @@ from asrkit.text.units import Units
 def random_scores(frames: int, units: int, seed: int) -> np.ndarray:
     logits = 2 * np.random.default_rng(seed).standard_normal((frames, units)).astype(np.float32)
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-
-
-@given(targets=st.lists(st.sampled_from([0, 1, 3]), max_size=3), frames=st.integers(1, 6), seed=st.integers(0, 99))
-def test_the_best_of_all_paths(targets: list[int], frames: int, seed: int) -> None:
-    blank, units = 2, 4
-    log_probs = random_scores(frames, units, seed)
-    best = max(
-        (
-            sum(log_probs[t, u] for t, u in enumerate(path))
-            for path in itertools.product(range(units), repeat=frames)
-            if [u for u, _ in itertools.groupby(path) if u != blank] == targets
-        ),
-        default=None,
-    )
-    if best is None:
-        with pytest.raises(AsrkitError, match="too few"):
-            align_units(log_probs, targets, blank)
-        return
-    spans, scores = align_units(log_probs, targets, blank)
-    assert scores.sum() == pytest.approx(best, abs=1e-4)
-    assert len(spans) == len(targets)
-    path = np.full(frames, blank)
-    for unit, (begin, end) in zip(targets, spans, strict=True):
-        path[begin:end] = unit
-    assert [u for u, _ in itertools.groupby(path.tolist()) if u != blank] == targets
-    assert sum(log_probs[t, u] for t, u in enumerate(path)) == pytest.approx(best, abs=1e-4)
-
-
-def test_agrees_with_the_decoders_own_alignment() -> None:
-    log_probs = random_scores(200, 6, seed=4)
-    targets = np.random.default_rng(1).integers(1, 6, 60).tolist()
-    assert np.array_equal(align_units(log_probs, targets, 0)[0], align(log_probs, targets, 0))
 
 
 @given(seed=st.integers(0, 200))
