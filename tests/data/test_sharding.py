@@ -173,15 +173,6 @@ def test_shards_elsewhere(files, tmp_path: Path, protocol: str) -> None:
     assert not list(tmp_path.rglob("*probe*"))
 
 
-def test_a_place_for_shards_is_tried_before_the_audio(files, tmp_path: Path) -> None:
-    table, _ = files
-    (tmp_path / "file").write_text("")
-    for location, says in (("nosuch://x/y", "nosuch"), (f"{tmp_path}/file/x", "is a file, not a folder")):
-        with pytest.raises(AsrkitError, match=says):
-            prepared(table, tmp_path / "sharded", ShardConfig(location))
-        assert not (tmp_path / "sharded" / "train").exists()
-
-
 def test_opus_is_small_and_close(tmp_path: Path) -> None:
     time = np.arange(3 * RATE) / RATE
     wave = 0.3 * np.sin(2 * np.pi * 200 * time) * (1 + np.sin(2 * np.pi * 3 * time))
@@ -212,13 +203,13 @@ def test_without_fsspec_the_package_is_named(files, tmp_path: Path, monkeypatch:
             run()
 
 
-@pytest.mark.parametrize("location", ["nonsense://a/b", "abfs://a/b"])
-def test_a_protocol_that_is_not_there_is_one_line(files, tmp_path: Path, location: str) -> None:
+@pytest.mark.parametrize("location", ["nonsense://a/b", "abfs://a/b", "FILE/x"])
+def test_a_place_that_takes_no_shards_is_told_before_the_audio_is_read(files, tmp_path: Path, location: str) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(AsrkitError) as caught:
-        prepared(files[0], tmp_path / "sharded", ShardConfig(location))
+        prepared(files[0], tmp_path / "sharded", ShardConfig(location.replace("FILE", f"{tmp_path}/file")))
     assert "\n" not in str(caught.value)
-    # What was prepared before the shards is whole.
-    assert len(SetIndex.open(tmp_path / "sharded/train")) > 3
+    assert not (tmp_path / "sharded/train").exists()
 
 
 def test_a_network_that_stumbles_costs_no_utterance(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,9 +169,9 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AsrkitError, match="cannot be written: Not a directory"):
+    with pytest.raises(AsrkitError, match="file: is a file, not a folder"):
         write_text(tmp_path / "file" / "below" / "x", "y")
-    with pytest.raises(AsrkitError, match="cannot be written"), held_alone(tmp_path / "file"):
+    with pytest.raises(AsrkitError, match="is a file, not a folder"), held_alone(tmp_path / "file"):
         pass
 
 
