@@ -72,6 +72,11 @@ def page(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join([HEAD, *(line for title, several in found.items() for line in _section(title, several))])
 
 
+def _milliseconds(seconds: float) -> str:
+    """Return four digits, and no exponent where there are more."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 10 else f"{1e3 * seconds:.4g}"
+
+
 def _section(title: str, several: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"## {title}\n"
     lacking = [
@@ -104,8 +109,8 @@ def _measurement(one: Mapping[str, Any]) -> Iterator[str]:
     yield f"Versions: {versions}.\n"
     contenders = one["contenders"]
     figures = {
-        "median ms": lambda each: f"{1e3 * each['median']:.4g}",
-        "quartiles ms": lambda each: " to ".join(f"{1e3 * value:.4g}" for value in each["quartiles"]),
+        "median ms": lambda each: _milliseconds(each["median"]),
+        "quartiles ms": lambda each: " to ".join(map(_milliseconds, each["quartiles"])),
         "peak memory MiB": lambda each: f"{each['peak_bytes'] / 2**20:.1f}",
     }
     if all("audio_seconds_per_second" in each for each in contenders.values()):
