@@ -173,7 +173,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--labelled", ".", "--init", "none"], "--init none needs --unlabelled DIR"),
         (["--labelled", ".", "--init", "x", "--nproc", "many"], "--nproc many: not a whole number"),
         (["--labelled", ".", "--init", "x", "--wrong"], "unknown argument '--wrong'"),
-        (["--labelled", ".", "--init", "x", "--stage", "9"], "--stage 9: not one of 0 to 6"),
+        (["--labelled", ".", "--init", "x", "--stage", "9"], "--stage 9: not one of 0 1 2 3 4 5 6"),
         (["--labelled", ".", "--init", "x", "--stage", "4", "--stop-stage", "2"], "comes after --stop-stage 2"),
         (["--labelled", ".", "--init", "x", "--", "finetune.updatess=1"], "did you mean 'finetune.updates'?"),
         (["--labelled", ".", "--init", "x", "--", "data.dir=y"], "the script sets it"),

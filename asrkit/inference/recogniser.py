@@ -16,7 +16,7 @@ from asrkit.errors import AsrkitError
 from asrkit.inference.transcribe import Source, transcribe
 from asrkit.inference.transcript import Transcript
 from asrkit.training.engine import autocast, choose_device, choose_precision
-from asrkit.training.experiment import open_experiment
+from asrkit.training.experiment import needs_units, open_experiment
 
 _BLOCK_SECONDS = 30
 
@@ -39,7 +39,7 @@ class Recogniser:
             AsrkitError: if the folder is no experiment, has no checkpoint, or has no recogniser.
         """
         self.experiment = open_experiment(folder)
-        if self.experiment.units is None and self.experiment.config.data.labelled.sets:
+        if self.experiment.units is None and needs_units(self.experiment.config):
             raise AsrkitError("has no units, though it has learnt to write", where=folder, mend="put its units/ back")
         if self.experiment.units is None:
             raise AsrkitError("this experiment has no recogniser", where=folder, mend="fine-tune from it first")

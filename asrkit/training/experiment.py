@@ -248,7 +248,7 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer of a run whose folder is made; ``fresh`` says that it begins, with what ``initial`` brings along."""
     ranks = engine.ranks
-    units = Units.load(exp_dir / "units") if _needs_units(config) else None
+    units = Units.load(exp_dir / "units") if needs_units(config) else None
     seed_generators([config.seed])
     method = build_method(config, units)
     if initial is not None:
@@ -294,7 +294,7 @@ def updates_per_epoch(streams: Mapping[str, Stream]) -> dict[str, int]:
 
 def rehearse_run(config: ExperimentConfig, trainer: Trainer) -> list[Rehearsed]:
     """Try the costliest batches of a run and say what they took."""
-    units = Units.load(trainer.exp_dir / "units") if _needs_units(config) else None
+    units = Units.load(trainer.exp_dir / "units") if needs_units(config) else None
     device = trainer.engine.device
 
     def build() -> Method:
@@ -316,12 +316,12 @@ def begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment |
     if ranks.is_first:
         configuration.save(config, exp_dir / "config.yaml")
         methods, sources = ([initial.recipe], [initial.source]) if initial is not None else ([], [])
-        if initial is not None and _needs_units(initial.config):
+        if initial is not None and needs_units(initial.config):
             sources += initial.config.data.labelled.sets
         write_text(
             exp_dir / RECIPE, "+".join([*methods, config.method]) + "\n" + "+".join(filter(None, sources)) + "\n"
         )
-        if _needs_units(config):
+        if needs_units(config):
             _new_units(config, initial).save(exp_dir / "units")
     return initial
 
@@ -342,7 +342,8 @@ def _set_threads(threads: int, engine: TrainingEngine) -> None:
         torch.set_num_threads(threads)
 
 
-def _needs_units(config: ExperimentConfig) -> bool:
+def needs_units(config: ExperimentConfig) -> bool:
+    """Whether a run's method learns to write."""
     return "labelled" in METHODS[config.method].streams
 
 

@@ -52,34 +52,8 @@
 set -euo pipefail
 # shellcheck source=path.sh
 . "$(dirname "${BASH_SOURCE[0]}")/path.sh"
-
-at_work="" # the stage that is running
-die() {
-    at_work=""
-    echo "run.sh: $*" >&2
-    exit 2
-}
-# Says how to go on when a stage has ended early. asrkit returns 2 for a mistake that it has told in one line already, and 130
-# when it was interrupted and has saved its state.
-ended() {
-    local status=$1
-    [ -n "$at_work" ] && [ "$status" -ne 0 ] || return 0
-    case $status in
-    2) ;;
-    130) echo "run.sh: interrupted in stage $at_work; the same command goes on from there" >&2 ;;
-    137) echo "run.sh: stage $at_work was killed, perhaps for want of memory; the same command goes on from there" >&2 ;;
-    *) echo "run.sh: stage $at_work failed, see above; once that is mended, the same command goes on from there" >&2 ;;
-    esac
-}
-trap 'ended $?' EXIT
-trap 'exit 130' INT
-
-# one_of FLAG VALUE ALLOWED…
-one_of() {
-    local flag=$1 value=$2
-    shift 2
-    case " $* " in *" $value "*) ;; *) die "$flag $value: not one of $*" ;; esac
-}
+# shellcheck source=../stages.sh
+. "$root/examples/stages.sh"
 
 stage=0 stop_stage=6 corpus=mini domain="" pretraining=pretrain corpus_dir="" download=no method=finetune config="" size="" source="" subset=10h follow=fairseq
 init="" lm=none seed=1 data_dir="" exp_dir="" nproc=1 nnodes=1 node_rank="" master="" overrides=()
@@ -118,18 +92,10 @@ for name in mini small base large; do
     if compgen -G "$root/conf/$config/*_$name.yaml" >/dev/null; then sizes+=("$name"); fi
 done
 one_of --size "$size" "${sizes[@]}"
-one_of --stage "$stage" 0 1 2 3 4 5 6
-one_of --stop-stage "$stop_stage" 0 1 2 3 4 5 6
+check_stages
 one_of --lm "$lm" none train official official-small
 case $lm in official*) [ "$corpus" = librispeech ] || die "--lm $lm is made for LibriSpeech; for $corpus there is --lm train" ;; esac
-[ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
 one_of --follow "$follow" fairseq paper
-whole_number() {
-    local flag
-    for flag in "$@"; do
-        case ${!flag} in "" | *[!0-9]*) die "--${flag/_/-} ${!flag}: not a whole number" ;; esac
-    done
-}
 whole_number seed nproc nnodes
 for flag in nproc nnodes; do [ "${!flag}" -gt 0 ] || die "--$flag ${!flag}: at least 1"; done
 if [ "$nnodes" -eq 1 ]; then
@@ -246,7 +212,6 @@ overrides_for() {
 }
 
 [ -n "$corpus_dir" ] || download=yes
-absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 corpus_dir=$(absolute "${corpus_dir:-$root/corpora/$corpus${domain:+_$domain}}")
 data_dir=$(absolute "${data_dir:-$root/data/$corpus${domain:+_$domain}}")
 exp_dir=$(absolute "${exp_dir:-$root/exp/${corpus}${domain:+_$domain}_${config}_${size}_seed$seed}")
@@ -276,15 +241,13 @@ done
 # Of several machines only the first one checks and writes; the others follow it into the training stages.
 first() { [ "$node_rank" -eq 0 ]; }
 
-# A mistake behind -- is told before the first stage, not after days in its own; what comes at once, `asrkit train` checks itself.
-checked=() to_come=0
+# What comes at once, `asrkit train` checks itself.
+to_come=0
 # check NUMBER STAGE CONFIG
 check() {
-    local changes
     if [ "$1" -lt "$stage" ] || [ "$1" -gt "$stop_stage" ]; then return; fi
     to_come=$((to_come + 1))
-    mapfile -t changes < <(overrides_for "$2")
-    checked+=(-- "$3" "${changes[@]}")
+    to_check "$2" "$3"
 }
 [ "$stage" -gt 1 ] || to_come=1
 [ -n "$init" ] || check 2 "$pretraining" "$pretrain_config"
@@ -293,7 +256,7 @@ case $route in
 refine) check 4 finetune "$tune_config" ;;
 tune) check 4 "$method" "$tune_config" ;;
 esac
-if first && [ "$to_come" -gt 1 ] && [ ${#overrides[@]} -gt 0 ]; then python "$root/examples/check.py" "${checked[@]:1}"; fi
+if first && [ "$to_come" -gt 1 ]; then check_settings; fi
 
 # Every folder that a stage writes notes the settings that made it; of what is behind --, `asrkit train` knows which may change.
 # agree DIR KEY=VALUE… stops where DIR was made with another value of a key; settle DIR KEY=VALUE… also notes them, and holds

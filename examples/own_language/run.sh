@@ -28,23 +28,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 if [ -x "$root/.venv/bin/asrkit" ]; then PATH="$root/.venv/bin:$PATH"; fi
 here=$root/examples/own_language conf=$root/conf/own_language
 
-at_work=""
-die() {
-    at_work=""
-    echo "run.sh: $*" >&2
-    exit 2
-}
-ended() {
-    local status=$1
-    [ -n "$at_work" ] && [ "$status" -ne 0 ] || return 0
-    case $status in
-    2) ;; # a mistake that asrkit has told in one line
-    130) echo "run.sh: interrupted in stage $at_work; the same command goes on from there" >&2 ;;
-    *) echo "run.sh: stage $at_work failed, see above; once that is mended, the same command goes on from there" >&2 ;;
-    esac
-}
-trap 'ended $?' EXIT
-trap 'exit 130' INT
+# shellcheck source=../stages.sh
+. "$root/examples/stages.sh"
 
 labelled="" unlabelled="" init="" method="" case="" punctuation="" alphabet="" exp_dir="" seed=1 nproc=1 stage=0 stop_stage=6
 overrides=()
@@ -81,12 +66,9 @@ wav2vec_s | bl_just) [ -n "$unlabelled" ] || die "--method $method needs --unlab
 *) die "--method $method: not one of wav2vec_s bl_just finetune" ;;
 esac
 [ "$init" != none ] || [ -n "$unlabelled" ] || die "--init none needs --unlabelled DIR: there would be nothing to learn from"
-for flag in seed nproc stage stop_stage; do
-    case ${!flag} in *[!0-9]*) die "--${flag/_/-} ${!flag}: not a whole number" ;; esac
-done
+whole_number seed nproc
 [ "$nproc" -gt 0 ] || die "--nproc $nproc: at least 1"
-for flag in stage stop_stage; do [ "${!flag}" -le 6 ] || die "--${flag/_/-} ${!flag}: not one of 0 to 6"; done
-[ "$stage" -le "$stop_stage" ] || die "--stage $stage comes after --stop-stage $stop_stage"
+check_stages
 
 size=init
 [ "$init" != none ] || size=small
@@ -120,16 +102,11 @@ overrides_for() {
         printf '%s\n' "$override"
     done
 }
-# A mistake there is told before the first stage, not after days in its own.
-checked=()
 for name in "${stages[@]}"; do
-    [ "$name-$method" != finetune-bl_just ] || continue
-    mapfile -t changes < <(overrides_for "$name")
-    checked+=(-- "$conf/${name}_$size.yaml" "${changes[@]}")
+    [ "$name-$method" = finetune-bl_just ] || to_check "$name" "$conf/${name}_$size.yaml"
 done
-[ ${#overrides[@]} -eq 0 ] || python "$root/examples/check.py" "${checked[@]:1}"
+check_settings
 
-absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 exp_dir=$(absolute "${exp_dir:-$root/exp/own_language}")
 labelled=$(absolute "$labelled")
 [ -z "$unlabelled" ] || unlabelled=$(absolute "$unlabelled")
