@@ -427,3 +427,10 @@ def test_set_json_describes_the_set(corpus: Path, tmp_path: Path) -> None:
 def test_impossible_settings_name_the_key(wrong: dict) -> None:
     with pytest.raises(AsrkitError, match="|".join([*wrong, "min_seconds"])):
         PrepareConfig(**wrong)
+
+
+@pytest.mark.filterwarnings("error")
+def test_samples_beyond_all_measure_are_rejected(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 1e30, np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(AsrkitError, match="samples beyond all measure"):
+        prepare({"train": [Utterance("a", str(tmp_path / "a.wav"))]}, tmp_path / "out", ONE)

@@ -181,3 +181,11 @@ def test_a_torn_checkpoint_is_one_line(exp_dir: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(AsrkitError, match="not a readable checkpoint"):
         asrkit.load(tmp_path / "exp")
+
+
+def test_units_that_went_missing_are_named(exp_dir: Path, tmp_path: Path) -> None:
+    """Fine-tuning it again, the advice for a model that never learnt to write, would be the wrong one."""
+    copy = Path(shutil.copytree(exp_dir, tmp_path / "copy"))
+    shutil.rmtree(copy / "units")
+    with pytest.raises(AsrkitError, match="has no units, though it has learnt to write"):
+        asrkit.load(copy)
