@@ -18,6 +18,7 @@ CORE = [
     "rich>=14.0",
     "tensorboard>=2.19",
     "matplotlib>=3.9",
+    "pillow>=11",
 ]
 
 EXTRAS = {

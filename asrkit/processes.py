@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 
 
@@ -22,3 +25,17 @@ def fork_server(module: str) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
+
+
+def decoding_pool(workers: int) -> ProcessPoolExecutor:
+    """Return processes that read audio: they end at once and without a word on Ctrl-C, and keep decoders' complaints off the screen."""
+    # Forked processes start at once and ask nothing of the user's main module.
+    method = "fork" if sys.platform == "linux" else None
+    return ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_decoding)
+
+
+def _start_decoding() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    os.close(silence)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import soundfile
 import torch
 from matplotlib import colormaps
+from PIL import Image
 
 from asrkit.data.audio import read
 from asrkit.data.batch import SAMPLE_RATE
@@ -106,26 +105,12 @@ def spectrogram_uri(wave: np.ndarray) -> str:
 
 
 def _png(indices: np.ndarray, palette: np.ndarray) -> bytes:
-    """Return a PNG of 4 bits a pixel: colours (16, 3) chosen by ``indices``, uint8 (rows, columns).
-
-    Source: the PNG specification (ISO/IEC 15948), sections 5 and 11.
-    """
-    rows, columns = indices.shape
-    even = np.pad(indices, ((0, 0), (0, columns % 2)))
-    packed = (even[:, ::2] << 4) | even[:, 1::2]
-    lines = np.pad(packed, ((0, 0), (1, 0)))  # each line begins with its filter, 0: none
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", columns, rows, 4, 3, 0, 0, 0)
-    parts = (
-        (b"IHDR", header),
-        (b"PLTE", palette.tobytes()),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts)
+    """Return a PNG of 4 bits a pixel: colours (16, 3) chosen by ``indices``, uint8 (rows, columns)."""
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", bits=4, optimize=True)
+    return buffer.getvalue()
 
 
 def _data_uri(kind: str, body: bytes) -> str:

@@ -6,10 +6,6 @@ then tried one at a time, and the one that crashes again is a reject.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,17 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 
 from asrkit.data.inspect import FileReport, Job, Limits, inspect_file
-from asrkit.processes import cores
+from asrkit.processes import cores, decoding_pool
 
 _CHUNK = 16
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and keep the decoders' own complaints off the screen: the report has the reason."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)
-    os.close(silence)
 
 
 def _inspect_chunk(jobs: Sequence[Job], limits: Limits) -> list[FileReport]:
@@ -66,18 +54,13 @@ class Inspector:
         while waiting:
             yield from self._result(*waiting.popleft())
 
-    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
-        # Forked processes start at once and ask nothing of the user's main module.
-        method = "fork" if sys.platform == "linux" else None
-        return ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker)
-
     def _submit(self, chunk: Sequence[Job]) -> Future[list[FileReport]]:
         if self._pool is None:
-            self._pool = self._new_pool(self._workers)
+            self._pool = decoding_pool(self._workers)
         try:
             return self._pool.submit(_inspect_chunk, chunk, self._limits)
         except BrokenProcessPool:
-            self._pool = self._new_pool(self._workers)
+            self._pool = decoding_pool(self._workers)
             return self._pool.submit(_inspect_chunk, chunk, self._limits)
 
     def _result(self, chunk: Sequence[Job], future: Future[list[FileReport]]) -> list[FileReport]:
@@ -87,7 +70,7 @@ class Inspector:
             return [self._inspect_alone(job) for job in chunk]
 
     def _inspect_alone(self, job: Job) -> FileReport:
-        with self._new_pool(1) as pool:
+        with decoding_pool(1) as pool:
             try:
                 return pool.submit(_inspect_chunk, [job], self._limits).result()[0]
             except BrokenProcessPool:

@@ -12,13 +12,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import multiprocessing
 import shutil
-import sys
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,7 +35,7 @@ from asrkit.data.index import CUTS, INDEX, SET, SetIndex, write_index
 from asrkit.data.remote import check_location, is_url, put
 from asrkit.data.shards import SHARDS, Member, checksum
 from asrkit.errors import AsrkitError
-from asrkit.processes import cores
+from asrkit.processes import cores, decoding_pool
 
 FORMATS = ("flac", "opus")
 _COMPRESSED = {"FLAC": "flac", "OGG": "ogg", "MP3": "mp3", "MPEG": "mp3"}
@@ -137,8 +135,7 @@ def _sharded(jobs: Sequence[_Job], workers: int, advance: Callable[[int], None])
             yield from _write_shard(job)
             advance(len(job.rows))
         return
-    method = "fork" if sys.platform == "linux" else None
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+    with decoding_pool(workers) as pool:
         waiting: deque[tuple[_Job, Future[list[MonoCut | MultiCut]]]] = deque()
         try:
             for job in jobs:

@@ -36,7 +36,7 @@ def test_loud_audio_is_not_clipped() -> None:
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99))
-def test_png_is_what_another_reader_sees(rows: int, columns: int, seed: int) -> None:
+def test_png_has_the_colours_it_was_given(rows: int, columns: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     palette = generator.integers(0, 256, (16, 3)).astype(np.uint8)
     indices = generator.integers(0, 16, (rows, columns)).astype(np.uint8)
