@@ -28,7 +28,10 @@ def fork_server(module: str) -> BaseContext:
 
 
 def decoding_pool(workers: int) -> ProcessPoolExecutor:
-    """Return processes that read audio: they end at once and without a word on Ctrl-C, and keep decoders' complaints off the screen."""
+    """Return processes that read audio.
+
+    They end at once and without a word on Ctrl-C, and keep what decoders complain of off the screen.
+    """
     # Forked processes start at once and ask nothing of the user's main module.
     method = "fork" if sys.platform == "linux" else None
     return ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_decoding)
