@@ -44,7 +44,7 @@ class DecodeOptions:
     lm_weight: float | None = None
     """Weight of the n-gram; None takes a tuned one, or else the default."""
     word_score: float | None = None
-    """Added per word, likewise."""
+    """Added per word, likewise; a weight that is given leaves the others tuned."""
     nbest: int | None = None
     """Readings to write to nbest.jsonl; None writes none."""
     rescore: str | None = None
@@ -271,19 +271,19 @@ class SetDecoder:
         options = self.options
         config = BeamConfig(beam=options.beam, nbest=self.readings)
         if tuned is not None:
-            return replace(config, lm_weight=tuned.lm_weight, word_score=tuned.word_score)
+            config = replace(config, lm_weight=tuned.lm_weight, word_score=tuned.word_score)
         if options.lm_weight is not None:
             config = replace(config, lm_weight=options.lm_weight)
         return config if options.word_score is None else replace(config, word_score=options.word_score)
 
     def _rescore_weight(self, tuned: tuning.Tuned | None) -> float:
-        if tuned is not None:
-            return tuned.rescore_weight
-        return 1.0 if self.options.rescore_weight is None else self.options.rescore_weight
+        if self.options.rescore_weight is not None:
+            return self.options.rescore_weight
+        return 1.0 if tuned is None else tuned.rescore_weight
 
     def _tuned(self) -> tuning.Tuned | None:
-        """Return weights that were searched under these very conditions, unless weights are given."""
-        if self.options.given or self.conditions.decoder == "greedy":
+        """Return weights that were searched under these very conditions; those that are given take precedence over them."""
+        if self.conditions.decoder == "greedy":
             return None
         found = tuning.recall(self.recogniser.experiment.folder, self.conditions)
         if isinstance(found, str):
@@ -333,7 +333,7 @@ class SetDecoder:
             lexicon=self.options.choice.lexicon,
             rescore=conditions.rescore,
             rescore_weight=self._rescore_weight(tuned) if conditions.rescore else None,
-            tuned_on=tuned.set if tuned else None,
+            tuned_on=tuned.set if tuned and not self.options.given else None,
         )
 
 

@@ -123,6 +123,17 @@ def test_one_language_model_serves_all_sets(
     assert len(made) == 1
 
 
+def test_a_weight_that_is_given_leaves_the_others_tuned(data: Path, lm: Path, tmp_path: Path) -> None:
+    common = {"choice": DecoderChoice("beam", lm, "lm"), "beam": 12}
+    with SetDecoder(Mishearing(tmp_path), data, DecodeOptions(jobs=1, tune_on="dev", trials=5, **common)) as decoder:
+        tuned = decoder.tune()
+    assert tuned.word_score not in (0.0, 0.25)
+    result = decode(tmp_path, data, **common)
+    assert (result["lm_weight"], result["word_score"], result["tuned_on"]) == (tuned.lm_weight, tuned.word_score, "dev")
+    result = decode(tmp_path, data, **common, lm_weight=0.25)
+    assert (result["lm_weight"], result["word_score"], result["tuned_on"]) == (0.25, tuned.word_score, None)
+
+
 def test_letters_that_the_model_has_not_are_told(data: Path, tmp_path: Path) -> None:
     file = io.StringIO()
     decoder = SetDecoder(Mishearing(tmp_path), data, DecodeOptions(jobs=1), Console(file=file, width=300))
