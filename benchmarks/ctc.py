@@ -24,6 +24,7 @@ from torch import Tensor
 
 from asrkit.losses import ctc_kernel, ctc_loss, ctc_route
 
+TITLE = "CTC loss, forward and backward"
 SHAPES = {
     "cuda": ((32, 750, 32, 200), (32, 750, 5000, 200), (32, 2500, 32, 1000), (8, 20_000, 32, 500)),
     "cpu": ((32, 750, 32, 200), (11, 186, 29, 30)),
@@ -101,7 +102,7 @@ def measure(
         "asrkit is": ctc_route(device),
         **errors,
     }
-    return report("CTC, forward and backward", settings, found, ratios, device=device, output=output)
+    return report(TITLE, settings, found, ratios, device=device, output=output)
 
 
 def main() -> int:

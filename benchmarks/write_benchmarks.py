@@ -18,6 +18,7 @@ from typing import Any
 import best_rq_step
 import block_attention
 import blocks
+import ctc
 import finetune_step
 import joint_step
 import pretrain_step
@@ -35,6 +36,7 @@ each round. Memory is what one call holds at its peak above what was there befor
 in it.
 """
 COMPARISONS = {
+    ctc.TITLE: "python benchmarks/ctc.py",
     **{blocks.title(kind): f"python benchmarks/blocks.py --block {kind}" for kind in blocks.SHAPES},
     pretrain_step.TITLE: "python benchmarks/pretrain_step.py",
     finetune_step.TITLE: "python benchmarks/finetune_step.py",
