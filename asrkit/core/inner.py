@@ -58,7 +58,7 @@ class Inner:
     the weights and one accumulator of gradients. Ranks walk together: each inner gradient is reduced over all of them, the
     direction once.
 
-    A batch norm's running statistics move with every pass, unless an inner step led to where they are not finite.
+    A batch norm's running statistics move with every pass.
 
     What `Method.prepare` fixes, it fixes at θ. LayerDrop leaves out the same layers throughout an update. Metrics:
     loss/STREAM, at the end of the inner steps; loss_before_inner, the mean over streams where these begin (on other audio
@@ -86,8 +86,6 @@ class Inner:
         ]
         learning = [parameter for parameter in method.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in learning] if steps else []
-        running = [buffer for buffer in method.buffers() if buffer.is_floating_point()] if steps else []
-        sound = [buffer.clone() for buffer in running]
         direction: dict[Tensor, Tensor] = {}
         for stream in micro_batches:
             own = Totals({})
@@ -100,7 +98,6 @@ class Inner:
             finally:
                 # Also where memory runs out half-way: the update is then begun again.
                 _restore(learning, start)
-                _restore_unsound(running, sound)
             totals.add({name: Ratio(*pair) for name, pair in own.values.items()})
             above, _ = own.values.get("loss", (0.0, 0.0))
             totals.add({f"loss/{stream}": Ratio(above * len(micro_batches), 1 / engine.world_size)})
@@ -175,12 +172,6 @@ def _restore(learning: Sequence[nn.Parameter], start: Sequence[Tensor]) -> None:
     # Without inner steps there is no copy, and nothing to take back.
     for parameter, value in zip(learning, start, strict=bool(start)):
         parameter.copy_(value)
-
-
-@torch.no_grad()
-def _restore_unsound(buffers: Sequence[Tensor], sound: Sequence[Tensor]) -> None:
-    for buffer, value in zip(buffers, sound, strict=True):
-        buffer.copy_(torch.where(buffer.isfinite().all(), buffer, value))
 
 
 def _collect(learning: Sequence[nn.Parameter], direction: dict[Tensor, Tensor]) -> None:

@@ -112,7 +112,8 @@ class ConvolutionModule(nn.Module):
 class MaskedBatchNorm(nn.Module):
     """Batch normalisation whose statistics are those of the valid frames, in float32.
 
-    Each rank and micro-batch has its own statistics in training; running ones are used in evaluation.
+    Each rank and micro-batch has its own statistics in training; running ones are used in evaluation. What is not finite never
+    reaches the running ones: an update that is skipped for it leaves no trace.
     """
 
     running_mean: Tensor
@@ -140,10 +141,13 @@ class MaskedBatchNorm(nn.Module):
     def _statistics(self, x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and variance (C,) over valid frames, and move the running ones towards them."""
         weight = torch.ones_like(x[..., :1]) if frame_mask is None else frame_mask[..., None].to(x.dtype)
-        count = weight.sum().clamp(min=1)
+        frames = weight.sum()
+        count = frames.clamp(min=1)
         mean = (x * weight).sum((0, 1)) / count
         variance = ((x - mean).square() * weight).sum((0, 1)) / count
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_variance.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+            sound = (mean + variance).isfinite() & (frames > 0)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(torch.where(sound, mean, self.running_mean), self.momentum)
+            self.running_variance.lerp_(torch.where(sound, unbiased, self.running_variance), self.momentum)
         return mean, variance

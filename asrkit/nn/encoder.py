@@ -7,7 +7,9 @@ Shapes: N batch, S samples, T frames, F feature channels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -257,7 +259,8 @@ class Encoder(nn.Module):
         for number, block in enumerate(self.blocks):
             if drops is None or not drops[number]:
                 if self.config.checkpoint_activations and torch.is_grad_enabled():
-                    x = checkpoint(block, x, frame_mask, positions, use_reentrant=False)
+                    contexts = partial(_contexts, block)
+                    x = checkpoint(block, x, frame_mask, positions, use_reentrant=False, context_fn=contexts)
                 else:
                     x = block(x, frame_mask, positions)
                 if number in after_layer:
@@ -274,3 +277,23 @@ class Encoder(nn.Module):
         if min(extracted.host_lengths) > 0:
             return extracted.frame_mask
         return inside(extracted.lengths.clamp(min=1), extracted.frame_mask.size(1))
+
+
+class _Recomputation(AbstractContextManager[None]):
+    """Leaves a block's running statistics where its forward pass has moved them, while that is run again."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.running = list(block.buffers()) if block.training else []
+        self.kept: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self.kept = [buffer.clone() for buffer in self.running]
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for buffer, value in zip(self.running, self.kept, strict=True):
+            buffer.copy_(value)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _Recomputation(block)

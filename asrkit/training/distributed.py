@@ -48,6 +48,13 @@ class Ranks:
                 for tensor, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
                     tensor.copy_(total)
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Bring each tensor to its mean over all ranks, in place."""
+        self.add(tensors)
+        if self.world_size > 1:
+            for tensor in tensors:
+                tensor.div_(self.world_size)
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on some rank."""
         return self.votes(flag)[0]

@@ -77,6 +77,8 @@ class Trainer:
         self.best: float | None = None
         self.saved_at = time.monotonic()
         self.memory = MemoryGuard()
+        self.running = [value for name, value in method.named_buffers() if "running_" in name]
+        """Running statistics, of which each rank sees its own micro-batches' alone."""
         self.guard = NumericalGuard(method, engine, config, exp_dir)
         self.metrics: MetricLog | None = None
         self.rows = ""
@@ -146,6 +148,7 @@ class Trainer:
         allow = partial(self.guard.allows, clock, micro_batches, totals)
         with self.weights.divided():
             norms, taken = self.optimiser.update(phase, self.phase_update, self.engine, allow)
+        self.engine.ranks.average(self.running)
         for name in phase.streams:
             self.streams[name].consumed()
         self.method.after_update(clock, self.engine)

@@ -1,8 +1,8 @@
 """What to do when memory runs out: the same update again in smaller pieces, and beforehand, a rehearsal of the costliest ones.
 
 The terms' counts are known before any gradient is taken and are summed over all micro-batches, so that an update's gradient is
-the same however it is cut into micro-batches. (Exempt are what is defined on a micro-batch: wav2vec 2.0's diversity term, and
-masks with `batch_minimum`.)
+the same however it is cut into micro-batches. (Exempt are what is defined on a micro-batch: wav2vec 2.0's diversity term, masks
+with `batch_minimum` and batch norm; and dropout, which is drawn for each piece anew.)
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def read_shares(state: Mapping[str, Any], room: Room) -> dict[str, Any]:
     dcp.load(shares, storage_reader=reader, no_dist=True)
     whole = {key: value for key, value in state.items() if key != "shards"}
     for place, value in shares.items():
-        section, name, *key = place.split("/")
+        section, name, *key = place.split("/", 2)  # a key may have a part before a stroke: named moments
         if section == "model":
             whole["model"][name] = value
         else:

@@ -223,24 +223,6 @@ def test_a_single_utterance_is_the_outer_gradients() -> None:
     assert figures["loss"] > 0
 
 
-@pytest.mark.parametrize(("rate", "sound"), [(0.05, True), (1e300, False)])
-def test_running_statistics_stay_finite(rate: float, sound: bool) -> None:
-    class Normed(Curved):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
-
-        def losses(self, stream: str, batch: Batch, draws: Any, clock: Clock) -> Losses:
-            self.mean += 0.1 * (self.weight.detach() * batch.waves.double().mean(0) - self.mean)
-            self.mean *= self.weight.detach().square().sum() / self.weight.detach().square().sum()
-            return super().losses(stream, batch, draws, clock)
-
-    method = Normed()
-    Inner(InnerConfig(steps=1, rate=rate)).run(method, sources(2), CLOCK, Alone(), Totals({}))
-    assert method.mean.isfinite().all()
-    assert bool(method.mean.any()) == sound
-
-
 class Live(TorchDispatchMode):
     """Counts how many tensors of a size or above have memory of their own at once."""
 

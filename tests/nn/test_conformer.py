@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,21 @@ def test_masked_batch_norm_equals_batch_norm_of_the_valid_frames() -> None:
     torch.testing.assert_close(ours.running_variance, theirs.running_var)
     torch.testing.assert_close(ours.eval()(x, mask)[mask], theirs.eval()(x[mask]))
     torch.testing.assert_close(ours.train()(x, None).flatten(0, 1), theirs.train()(x.flatten(0, 1)))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan, 1e25])
+def test_running_statistics_take_in_nothing_that_is_not_finite(bad: float) -> None:
+    x, mask = frames()
+    norm, plain = MaskedBatchNorm(16), MaskedBatchNorm(16)
+    spoilt = x.clone()
+    spoilt[0, 0, 3] = bad
+    norm(spoilt, mask)
+    norm(spoilt, torch.zeros_like(mask))
+    plain(x, mask)
+    others = torch.arange(16) != 3
+    for ours, expected, start in zip(norm.buffers(), plain.buffers(), MaskedBatchNorm(16).buffers(), strict=True):
+        assert torch.equal(ours[others], expected[others])
+        assert torch.equal(ours[3], start[3])
 
 
 def test_the_depthwise_convolution_is_torch_s() -> None:

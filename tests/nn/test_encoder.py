@@ -133,14 +133,20 @@ def test_after_layer_takes_the_layers_output_and_feeds_the_next() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_checkpointing_changes_no_gradient(name: str) -> None:
+def test_checkpointing_changes_no_gradient_and_no_statistics(name: str, norm: str) -> None:
     results = []
     for recompute in (False, True):
-        encoder = make_encoder(replace(VARIANTS[name], checkpoint_activations=recompute)).train()
+        encoder = make_encoder(replace(VARIANTS[name], conv_norm=norm, checkpoint_activations=recompute)).train()
         torch.manual_seed(4)  # dropout is on
-        run(encoder).states.square().sum().backward()
-        results.append([p.grad for p in encoder.parameters() if p.grad is not None])
+        loss = run(encoder).states.square().sum()
+        learning = list(encoder.parameters())
+        # Twice, as where gradients are measured first.
+        measured = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+        loss.backward()
+        found = [gradient for pair in zip(measured, (p.grad for p in learning), strict=True) for gradient in pair]
+        results.append([*(gradient for gradient in found if gradient is not None), *encoder.buffers()])
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(plain, recomputed)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from asrkit import cli
 from asrkit.core.step import Accumulate
@@ -24,9 +25,13 @@ FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
 
 state: dict[str, Any] = {"steps": 0, "signal": 0, "fault": ""}
-told: dict[str, Any] = {"updates": 0, "unequal": [], "without": Counter(), "empty_shares": 0}
+told: dict[str, Any] = {"updates": 0, "statistics": 0, "unequal": [], "without": Counter(), "empty_shares": 0}
 
 run_step, advance = Accumulate.run, ProgressView.advance
+
+
+def digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def compare_gradients(self: Accumulate, method: Any, micro_batches: Any, *others: Any) -> None:
@@ -39,17 +44,20 @@ def compare_gradients(self: Accumulate, method: Any, micro_batches: Any, *others
     if state["fault"] == "death" and RANK == 1 and state["steps"] == 2 and not state["killed"].exists():
         state["killed"].touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    statistics = {name: value.clone() for name, value in method.named_buffers() if "running_" in name}
     run_step(self, method, micro_batches, *others)
     ids = [name for batches in micro_batches.values() for batch in batches for name in batch.ids]
     with open(FOLDER / f"{state['exp']}.{RANK}.ids", "a") as file:
         file.write(json.dumps([others[0].update, ids]) + "\n")
     mine = {
-        name: None if p.grad is None else hashlib.sha256(p.grad.numpy().tobytes()).hexdigest()
+        name: None if p.grad is None else digest(p.grad)
         for name, p in method.named_parameters()
     }
+    mine |= {name: digest(value) for name, value in statistics.items()}
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, mine)
     told["updates"] += 1
+    told["statistics"] += bool(statistics)
     told["unequal"] += [name for name in mine if len({one[name] for one in every}) > 1]
     told["without"].update(name for name, found in mine.items() if found is None)
     told["empty_shares"] += RANK == 1 and not any(micro_batches.values())

@@ -43,6 +43,7 @@ COMPARED = {
     "loss_before_inner",
 }
 LAYER_DROP = {**STILL, "layer_drop": 0.3}
+KINDS = ["", "-sharded"]
 
 
 def torchrun(jobs: list[dict[str, Any]], folder: Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
@@ -97,7 +98,13 @@ def together(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the experiments of two processes."""
     folder = tmp_path_factory.mktemp("together")
     jobs = [{"exp": name, "settings": whole, "status": 0} for name, whole in recipes(speech).items()]
-    for kind in ("", "-sharded"):
+    normed = settings("finetune", speech, encoder={**STILL, "conv_norm": "batch"}, finetune={"updates": 5})
+    jobs.append({"exp": "normed", "settings": normed, "status": 0})
+    for kind in KINDS:
+        joint = recipes(speech)[f"bl_just{kind}"]
+        # Between two phases of exploration, whose moments are its own.
+        jobs.append({"exp": f"explored{kind}", "settings": joint, "signal": 2, "status": 130})
+        jobs.append({"exp": f"explored{kind}", "settings": joint, "status": 0})
         finetune = recipes(speech)[f"finetune{kind}"]
         jobs.append({"exp": f"stopped{kind}", "settings": finetune, "signal": 7, "status": 130})
         jobs.append({"exp": f"moved{kind}", "settings": finetune, "signal": 7, "status": 130})
@@ -143,23 +150,27 @@ def test_two_processes_learn_what_one_learns_in_fifty_updates(speech: Path, tmp_
         assert_close(tmp_path / name, alone)
 
 
-def test_gradients_are_equal_on_all_ranks(together: Path) -> None:
+def test_gradients_and_running_statistics_are_equal_on_all_ranks(together: Path) -> None:
     told = json.loads((together / "gradients.json").read_text())
     assert told["updates"] > 50
     assert told["unequal"] == []
+    assert told["statistics"] == 5
     # The head's phase leaves the rest without gradient, LayerDrop a layer.
     assert told["without"]["encoder.projection.weight"] > 0
     assert told["without"]["encoder.blocks.0.norm.weight"] > told["without"]["encoder.projection.weight"]
     assert told["empty_shares"] >= 10
 
 
-KINDS = ["", "-sharded"]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_by_a_signal_to_one_of_two(together: Path, kind: str) -> None:
     assert rows(together / f"stopped{kind}") == rows(together / f"finetune{kind}")
     assert_same(checkpoint(together / f"stopped{kind}"), checkpoint(together / f"finetune{kind}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exploration_goes_on_with_moments_of_its_own(together: Path, kind: str) -> None:
+    assert rows(together / f"explored{kind}") == rows(together / f"bl_just{kind}")
+    assert_same(checkpoint(together / f"explored{kind}"), checkpoint(together / f"bl_just{kind}"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
