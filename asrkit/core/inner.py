@@ -46,6 +46,9 @@ class InnerConfig:
             raise AsrkitError("inner.rate is more than 0, inner.clip_norm 0 or more")
         if self.rule not in RULES:
             raise AsrkitError(f"unknown inner.rule '{self.rule}'", mend=nearest(self.rule, RULES))
+        if self.clip_norm and self.rule != "sgd":
+            what = f"inner.clip_norm is {self.clip_norm:g}, but steps of inner.rule={self.rule} are as long as inner.rate says"
+            raise AsrkitError(what, mend="inner.clip_norm=0, or inner.rule=sgd")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Shapes: N batch, T frames, M masked frames (padded), C channels, F features, G g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -128,8 +128,6 @@ class Wav2Vec2Head(SelfSupervisedHead):
         self.codebooks = config.groups if self.quantiser else 0
         quantised = ("diversity",) if self.quantiser else ()
         self.terms = ("contrastive", *quantised, "feature_penalty")
-        self.reduce: Callable[[Tensor], Tensor] | None = None
-        """A differentiable sum over ranks for the diversity term's mean; it needs every rank to bring a micro-batch."""
 
     def gumbel_temperature(self, clock: Clock) -> float:
         """Return the temperature of the Gumbel-softmax at an update."""
@@ -173,7 +171,7 @@ class Wav2Vec2Head(SelfSupervisedHead):
             quantised = self.quantiser(features, valid, noise=draws.noise, temperature=self.gumbel_temperature(clock))
             features = quantised.vectors
             labels = _labels(quantised, config.entries)
-            value = diversity(quantised, self.reduce)
+            value = diversity(quantised)
             terms["diversity"] = Term(value * total, config.diversity_weight)
             for name, usage in (("code_perplexity", quantised.hard_usage), ("prob_perplexity", quantised.usage)):
                 metrics[name] = Ratio(perplexity(usage.detach(), quantised.count) * total, total)

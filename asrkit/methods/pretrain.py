@@ -61,6 +61,9 @@ class PretrainConfig:
         choose_head(self, f"{self.section}.head", self.head)
         if self.updates < 1:
             raise AsrkitError(f"{self.section}.updates is {self.updates}", mend="1 or more")
+        if self.frontend_gradient_scale < 0:
+            what = f"{self.section}.frontend_gradient_scale is {self.frontend_gradient_scale}"
+            raise AsrkitError(what, mend="0 or more")
         if self.collapse_patience < 1 or self.min_code_perplexity < 0:
             what = f"{self.section}.collapse_patience is 1 or more, {self.section}.min_code_perplexity 0 or more"
             raise AsrkitError(what)

@@ -132,7 +132,7 @@ class Supervised(Method):
 
 
 def check_spec_augment(config: SpecAugmentConfig, key: str, encoder: Encoder) -> None:
-    """Refuse SpecAugment where there is no spectrogram.
+    """Refuse SpecAugment where there is no spectrogram, or none whose mean is known.
 
     Raises:
         AsrkitError: naming the key.
@@ -141,6 +141,11 @@ def check_spec_augment(config: SpecAugmentConfig, key: str, encoder: Encoder) ->
         raise AsrkitError(
             f"{key} blanks out mel bins, but encoder.frontend is {encoder.config.frontend}",
             mend="leave it out: the masks on the encoder's input suit any frontend",
+        )
+    if config.active and encoder.config.logmel.normalisation == "none":
+        raise AsrkitError(
+            f"{key} puts a mel bin's mean, zero, into what it blanks out, but encoder.logmel.normalisation is none",
+            mend="normalisation utterance or global, or leave SpecAugment out",
         )
 
 

@@ -341,7 +341,7 @@ class Wav2VecS(Supervised):
             "lengthen wav2vec_s.warmup_updates, raise wav2vec_s.pseudo.confidence, lower wav2vec_s.pseudo.weight, or use "
             "wav2vec_s.pseudo.teacher=ema"
         )
-        if self.collapsed_rows == self.config.collapse_patience:
+        if 0 < self.config.collapse_patience <= self.collapsed_rows:
             return f"{reason}, for {self.collapsed_rows} rows of the log; {advice}"
         if self.collapsed_rows == 1:
             log.warning("step %d: %s; if this lasts, %s", clock.update, reason, advice)

@@ -8,7 +8,6 @@ Shapes: N batch, M frames, F features, G groups, E entries per group, D dimensio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,15 +115,10 @@ def perplexity(usage: Tensor, count: Tensor) -> Tensor:
     return entropy.exp().sum()
 
 
-def diversity(quantised: Quantised, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def diversity(quantised: Quantised) -> Tensor:
     """Return the share of the G * E entries that the mean distribution leaves unused: 0 if all are used alike.
 
-    Args:
-        quantised: the result of the quantiser.
-        reduce: a differentiable sum over ranks, so that all ranks judge one mean distribution; None: this rank's own.
+    It is that of a micro-batch, as in fairseq: a rank without audio in an update could not take part in a mean over ranks.
     """
-    usage, count = quantised.usage, quantised.count
-    if reduce is not None:
-        together = reduce(torch.cat([usage.flatten(), count.to(usage.dtype)[None]]))
-        usage, count = together[:-1].view_as(usage), together[-1]
-    return 1.0 - perplexity(usage, count) / usage.numel()
+    usage = quantised.usage
+    return 1.0 - perplexity(usage, quantised.count) / usage.numel()

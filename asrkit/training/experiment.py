@@ -329,7 +329,7 @@ def begin(config: ExperimentConfig, exp_dir: Path, ranks: Ranks) -> Experiment |
 def _go_on(config: ExperimentConfig, exp_dir: Path) -> None:
     """Check that a run that has begun is the one that ``config`` describes. Its `init` is not needed any more."""
     stored = open_experiment(exp_dir).config
-    if config.init and config.init == stored.init:
+    if config.init and stored.init and (config.init == stored.init or not Path(stored.init).exists()):
         config.encoder = inherit_shape(config.encoder, stored.encoder)
     check_same_run(stored, config, exp_dir)
 

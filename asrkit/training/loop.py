@@ -30,7 +30,7 @@ from asrkit.training.engine import TrainingEngine
 from asrkit.training.generators import generator_states, set_generator_states
 from asrkit.training.guards import NumericalGuard
 from asrkit.training.log import MetricLog, ProgressView, dev_text
-from asrkit.training.memory import MemoryGuard
+from asrkit.training.memory import MemoryGuard, out_of_memory
 from asrkit.training.optimiser import Optimiser
 from asrkit.training.saving import CheckpointWriter
 from asrkit.training.sharding import Weights
@@ -252,14 +252,20 @@ class Trainer:
         clock = Clock(self.seed, self.update, phase.name, self.phase_update, phase.length)
         self.method.eval()
         totals = Totals({})
-        unfinished = False
-        with torch.inference_mode(), self.engine.autocast():
-            for batch in self.dev_batches:
-                watching.watch.note("validating", self.update, phase.name)
-                unfinished = stop.flag
-                if unfinished:
-                    break
-                totals.add(self.method.validate(batch.to(self.engine.device), clock))
+        unfinished, problem = False, ""
+        try:
+            with torch.inference_mode(), self.engine.autocast():
+                for batch in self.dev_batches:
+                    watching.watch.note("validating", self.update, phase.name)
+                    unfinished = stop.flag
+                    if unfinished:
+                        break
+                    totals.add(self.method.validate(batch.to(self.engine.device), clock))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            problem = str(error).strip().splitlines()[0]
+        self._give_up(problem)
         self.seconds += time.perf_counter() - began
         if ranks.any(unfinished):
             return False
@@ -283,6 +289,15 @@ class Trainer:
         if improved:
             self.best = value
         return improved
+
+    def _give_up(self, problem: str) -> None:
+        """Save and end the run if a rank has no memory for validation, which is then still due."""
+        found = next(filter(None, self.engine.ranks.gather(problem)), None)
+        if found is None:
+            return
+        self.save(best=False, finished=False)
+        mend = "lower data.batch_seconds: the run goes on with it"
+        raise AsrkitError(f"out of memory, validation at step {self.update}: {found}", where=self.exp_dir, mend=mend)
 
     def save(self, best: bool, finished: bool) -> None:
         """Hand everything that the run is made of to the writer of checkpoints."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -88,8 +89,7 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
         costs = {name: _measure(trainer, phase) for name, phase in reversed(first.items())}
         checkpoint_bytes = _checkpoint_bytes(trainer)
         validation = _validation_seconds(trainer, phases[-1])
-        updates = sum(phase.length for phase in phases)
-        validations = updates // config.training.validate_every + len(phases) if trainer.dev_batches else 0
+        validations = _validations(phases, config.training.validate_every) if trainer.dev_batches else 0
         whole = sum(costs[phase.name].seconds * phase.length for phase in phases) + validations * validation
         if trainer.engine.ranks.is_first:
             totals = {name: sum(phase.length for phase in phases if phase.name == name) for name in costs}
@@ -98,6 +98,13 @@ def dry_run(config: ExperimentConfig, console: Console) -> float:
             console.print(_time_table(list(costs.values()), totals, validations, validation, whole))
             _print_disk(console, config, checkpoint_bytes)
     return whole
+
+
+def _validations(phases: Sequence[Phase], every: int) -> int:
+    """Return how often a run looks at the dev sets: every so many updates, and at the end of phases that are milestones."""
+    ends = accumulate(phase.length for phase in phases)
+    milestones = [end for end, phase in zip(ends, phases, strict=True) if phase.milestone or phase is phases[-1]]
+    return sum(phase.length for phase in phases) // every + sum(end % every > 0 for end in milestones)
 
 
 def _measure(trainer: Trainer, phase: Phase) -> PhaseCost:

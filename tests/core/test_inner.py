@@ -315,6 +315,7 @@ def test_shares_differ_from_update_to_update() -> None:
         ({"rate": 0.0}, "inner.rate"),
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"rule": "adam"}, "inner.rule"),
+        ({"rule": "normalised", "clip_norm": 1.0}, "inner.clip_norm"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], says: str) -> None:

@@ -124,6 +124,9 @@ def test_spec_augment_needs_a_spectrogram(speech: Path, tmp_path: Path, capsys: 
     assert "finetune.spec_augment" in said
     assert "encoder.frontend is waveform" in said
     assert said.count("\n") == 1
+    raw = settings("finetune", speech, encoder={"logmel": {"normalisation": "none"}}, finetune={"spec_augment": SPEC})
+    assert train(tmp_path / "raw", raw) == 2
+    assert "encoder.logmel.normalisation is none" in capsys.readouterr().err
     encoder = make_method("finetune", encoder=WAVEFORM).encoder
     mask = make_method("finetune", finetune={"spec_augment": SPEC}).prepare("labelled", make_batch([1]), CLOCK)
     batch = make_batch([1])

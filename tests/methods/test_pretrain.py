@@ -85,6 +85,7 @@ def test_a_few_updates_lower_the_loss() -> None:
     ("changes", "named"),
     [
         ({"updates": 0}, "pretrain.updates"),
+        ({"frontend_gradient_scale": -1.0}, "pretrain.frontend_gradient_scale"),
         ({"collapse_patience": 0}, "pretrain.collapse_patience"),
         ({"min_code_perplexity": -1.0}, "pretrain.min_code_perplexity"),
     ],

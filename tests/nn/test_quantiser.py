@@ -86,15 +86,6 @@ def test_diversity_falls_as_entries_are_used_alike_and_reaches_the_projection() 
     assert diversity(quantiser(features, valid, noise=noise)) < value
 
 
-def test_reduced_diversity_is_that_of_the_ranks_together() -> None:
-    quantiser, features, valid, _ = make()
-    parts = [quantiser(features[:1], valid[:1]), quantiser(features[1:], valid[1:])]
-    sums = [torch.cat([part.usage.flatten(), part.count[None]]) for part in parts]
-    values = [diversity(part, reduce=lambda own, n=n: own + sums[1 - n]) for n, part in enumerate(parts)]
-    whole = diversity(quantiser(features, valid))
-    torch.testing.assert_close(values, [whole, whole])
-
-
 def test_noise_is_gumbel_and_the_sample_follows_the_softmax() -> None:
     noise = gumbel_noise(KEYS, 20_000, 1, 4, seed=0, epoch=0)
     assert noise.isfinite().all()

@@ -49,10 +49,7 @@ def compare_gradients(self: Accumulate, method: Any, micro_batches: Any, *others
     ids = [name for batches in micro_batches.values() for batch in batches for name in batch.ids]
     with open(FOLDER / f"{state['exp']}.{RANK}.ids", "a") as file:
         file.write(json.dumps([others[0].update, ids]) + "\n")
-    mine = {
-        name: None if p.grad is None else digest(p.grad)
-        for name, p in method.named_parameters()
-    }
+    mine = {name: None if p.grad is None else digest(p.grad) for name, p in method.named_parameters()}
     mine |= {name: digest(value) for name, value in statistics.items()}
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, mine)

@@ -127,7 +127,10 @@ def test_relative_paths_mean_the_same_from_everywhere(
     assert train(tmp_path / "exp", brief("finetune", Path("../here/data"))) == 0
 
 
-def test_data_and_init_that_moved_away_do_not_stop_a_run(speech: Path, pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("init", ["gone", "elsewhere"])
+def test_data_and_init_that_moved_away_do_not_stop_a_run(
+    speech: Path, pretrained: Path, tmp_path: Path, init: str
+) -> None:
     shutil.copytree(speech, tmp_path / "data")
     shutil.copytree(pretrained, tmp_path / "first")
     whole = brief("finetune", tmp_path / "data", init=str(tmp_path / "first"), training={"checkpoint_every": 1})
@@ -135,7 +138,11 @@ def test_data_and_init_that_moved_away_do_not_stop_a_run(speech: Path, pretraine
     (tmp_path / "exp" / "checkpoints" / "last").write_text("step_1.pt\n")
     (tmp_path / "data").rename(tmp_path / "moved")
     shutil.rmtree(tmp_path / "first")
-    assert train(tmp_path / "exp", whole, f"data.dir={tmp_path / 'moved'}") == 0
+    moved = [f"data.dir={tmp_path / 'moved'}"]
+    if init == "elsewhere":
+        shutil.copytree(pretrained, tmp_path / "elsewhere")
+        moved.append(f"init={tmp_path / 'elsewhere'}")
+    assert train(tmp_path / "exp", whole, *moved) == 0
     assert checkpoint(tmp_path / "exp")["finished"]
 
 

@@ -204,6 +204,27 @@ def test_a_rehearsal_leaves_no_trace(
     assert_same(checkpoint(tmp_path / "exp"), checkpoint(tmp_path / "whole"))
 
 
+def test_validation_without_memory_ends_the_run_and_loses_nothing(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = settings("finetune", speech)
+    assert train(tmp_path / "whole", whole) == 0
+    validate = Finetune.validate
+
+    def short(self: Any, batch: Any, clock: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Finetune, "validate", short)
+    assert train(tmp_path / "exp", whole) == 2
+    said = capsys.readouterr().err
+    assert "out of memory, validation at step 4: CUDA out of memory" in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr(Finetune, "validate", validate)
+    assert train(tmp_path / "exp", whole) == 0
+    assert rows(tmp_path / "exp") == rows(tmp_path / "whole")
+    assert_same(checkpoint(tmp_path / "exp"), checkpoint(tmp_path / "whole"))
+
+
 def test_a_method_knows_that_it_rehearses(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it would leave out of a batch has to be in the rehearsal, and nowhere else."""
     rehearsed: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, checkpoint, rows, settings, train, write_corpus
+from helpers import assert_same, checkpoint, make_method, rows, settings, train, write_corpus
 
 from asrkit.training import profiling, trial
 from asrkit.training.profiling import PARTS, Stopwatch
@@ -51,6 +51,16 @@ def test_a_dry_run_tries_phases_that_come_again_once(
     shown = capsys.readouterr().out.replace("│", " ")
     for row in (["exploration", "3"], ["joint", "9"], ["finetune", "2"]):
         assert row in [line.split()[:2] for line in shown.splitlines()]
+
+
+@pytest.mark.parametrize("method", ["bl_just", "wav2vec_s"])
+@pytest.mark.parametrize("every", [1, 4, 5, 1000])
+def test_a_dry_run_counts_the_looks_at_the_dev_sets(method: str, every: int, speech: Path, tmp_path: Path) -> None:
+    whole = settings(method, speech, training={"validate_every": every})
+    assert train(tmp_path / "exp", whole) == 0
+    looks = sum("dev/loss" in row or "dev/ctc" in row for row in rows(tmp_path / "exp"))
+    phases = [phase for phase in make_method(method).phases() if phase.length]
+    assert trial._validations(phases, every) == looks > 0
 
 
 def test_a_dry_run_finds_what_the_run_would_trip_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
