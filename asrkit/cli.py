@@ -177,7 +177,7 @@ def _parser() -> Parser:
         "results",
         _results,
         "put the results of many decodings into tables, means over seeds",
-        "asrkit results exp examples/librispeech/results --output RESULTS.md",
+        "asrkit results exp --output my_results.md",
     )
     results.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="what holds results.json files")
     results.add_argument(

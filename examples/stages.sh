@@ -7,9 +7,15 @@ die() {
     exit 2
 }
 # Says how to go on when a stage has ended early. asrkit returns 2 for a mistake that it has told in one line already, and 130
-# when it was interrupted and has saved its state.
+# when it was interrupted and has saved its state. A signal that ends this shell alone (kill, a scheduler's SIGTERM) is passed on to
+# the stage, and what it saves is waited for.
 ended() {
-    local status=$1
+    local status=$1 children=()
+    read -ra children 2>/dev/null <"/proc/$$/task/$$/children" || true
+    if [ ${#children[@]} -gt 0 ]; then
+        kill -TERM "${children[@]}" 2>/dev/null || true
+        wait "${children[@]}" || status=$?
+    fi
     [ -n "$at_work" ] && [ "$status" -ne 0 ] || return 0
     case $status in
     2) ;;
@@ -50,4 +56,8 @@ to_check() {
     mapfile -t changes < <(overrides_for "$1")
     checked+=(-- "$2" "${changes[@]}")
 }
-check_settings() { [ ${#overrides[@]} -eq 0 ] || python "$root/examples/check.py" "${checked[@]:1}"; }
+check_settings() {
+    [ ${#overrides[@]} -gt 0 ] || return 0
+    installed
+    python "$root/examples/check.py" "${checked[@]:1}"
+}

@@ -85,7 +85,7 @@ def test_the_stage_without_pre_training(project: Project) -> None:
     stage, last = project.calls()[1:3]
     assert stage == (
         "train conf/mini/wav2vec_s_scratch_mini.yaml exp_dir=exp/a/wav2vec_s_scratch_9h seed=1 data.dir=data/mini "
-        "wav2vec_s.freeze_frontend=false data.labelled.sets=[9h]"
+        "wav2vec_s.freeze_frontend=false wav2vec_s.freeze_updates=0 data.labelled.sets=[9h]"
     )
     assert "init=exp/a/wav2vec_s_scratch_9h" in last
     assert project.run(*REFINE, "--subset", "1h").returncode == 0, "beside the run with pre-training"

@@ -163,7 +163,10 @@ def test_a_complete_run_is_left_as_it_is_and_never_mixed(corpus: Path, work: Pat
         assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before
 
 
-def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(corpus: Path, work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_all", [True, False])
+def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(
+    corpus: Path, work: Path, tmp_path: Path, to_all: bool
+) -> None:
     long = ["--subset", "1h", "--init", "scratch", "--stop-stage", "4", "--", *COMMON, "finetune.updates=30"]
     undisturbed = tmp_path / "undisturbed" / "scratch_1h"
     run(command(corpus, work / "data", undisturbed.parent, *long))
@@ -172,9 +175,12 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(corpus: Path, w
     while not ((disturbed / "metrics.jsonl").is_file() and metrics(disturbed)):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    if to_all:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()  # the script alone: as a scheduler does, or `kill`
     said = process.communicate()[0]
-    assert process.returncode == 130, said
+    assert process.returncode == (130 if to_all else -signal.SIGTERM), said
     assert "interrupted in stage 4; the same command goes on from there" in said
     assert metrics(disturbed)[-1]["step"] < 30
     run(command(corpus, work / "data", disturbed.parent, *long))

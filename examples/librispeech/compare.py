@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -271,8 +270,6 @@ def main() -> int:
         if options.jobs < 1:
             raise AsrkitError(f"--jobs {options.jobs}: at least 1")
         options.part = _part(options.part)
-        if shutil.which("asrkit") is None and not options.tables:
-            raise AsrkitError("the command asrkit is not installed", mend="bash scripts/install.sh")
         if not options.tables:
             Runner(study, options).everything()
         if options.prepare or (options.part != (1, 1) and not options.tables):

@@ -24,12 +24,12 @@
 # Run it again with the same arguments to go on after an interruption. The study's file says what is compared, which settings
 # each recipe may choose from, and by which dev set.
 set -euo pipefail
-# shellcheck source=path.sh
-. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+# shellcheck source=../path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 case " $* " in
 "  " | *" -h "* | *" --help "*)
     sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     [ -n "${1:-}" ] || exit 2
     ;;
-*) exec python "$root/examples/librispeech/compare.py" "$@" ;;
+*) installed && exec python "$root/examples/librispeech/compare.py" "$@" ;;
 esac

@@ -15,12 +15,12 @@
 #
 # `compare.sh --tables` puts what is kept into RESULTS.md.
 set -euo pipefail
-# shellcheck source=path.sh
-. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+# shellcheck source=../path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 case " $* " in
 "  " | *" -h "* | *" --help "*)
     sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     [ -n "${1:-}" ] || exit 2
     ;;
-*) exec python "$root/examples/librispeech/decoders.py" "$@" ;;
+*) installed && exec python "$root/examples/librispeech/decoders.py" "$@" ;;
 esac

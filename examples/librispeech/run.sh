@@ -50,8 +50,8 @@
 # Run it again with the same arguments to go on after an interruption. Stage 1 is not repeated once it is done, unless a run
 # begins with it (--stage 1).
 set -euo pipefail
-# shellcheck source=path.sh
-. "$(dirname "${BASH_SOURCE[0]}")/path.sh"
+# shellcheck source=../path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 # shellcheck source=../stages.sh
 . "$root/examples/stages.sh"
 
@@ -83,7 +83,8 @@ done
 
 one_of --corpus "$corpus" mini librispeech
 [ -z "$domain" ] || [ "$corpus" = mini ] || die "--domain $domain: only the corpus mini has domains"
-one_of --pretraining "$pretraining" pretrain heterogeneous
+pretrainings=(pretrain heterogeneous)
+one_of --pretraining "$pretraining" "${pretrainings[@]}"
 config=${config:-$corpus}
 one_of --config "$config" $(cd "$root/conf" && printf '%s\n' */ | tr -d /)
 case $config in mini | study) size=${size:-mini} ;; *) size=${size:-base} ;; esac
@@ -134,7 +135,8 @@ esac
 methods=()
 for file in "$conf"/*_"$size".yaml; do
     name=$(basename "$file" "_$size.yaml")
-    case $name in model | pretrain | pretrain_* | heterogeneous | scratch | *_scratch) ;; *) methods+=("$name") ;; esac
+    case $name in model | pretrain_* | scratch | *_scratch) continue ;; esac
+    case " ${pretrainings[*]} " in *" $name "*) ;; *) methods+=("$name") ;; esac
 done
 one_of --method "$method" "${methods[@]}"
 # config_of NAME SUBSET prints the configuration of a stage: the subset's own where there is one.
@@ -191,7 +193,7 @@ for override in "${overrides[@]}"; do
     exp_dir | data.dir) die "'$override' behind --: use --${key/[._]/-}" ;;
     data.labelled.sets) die "'$override' behind --: use --subset" ;;
     esac
-    case " pretrain heterogeneous ${methods[*]} " in
+    case " ${pretrainings[*]} ${methods[*]} " in
     *" ${key%%.*} "*)
         case " ${stages[*]} " in
         *" ${key%%.*} "*) ;;
@@ -204,7 +206,7 @@ done
 overrides_for() {
     local override other
     for override in "${overrides[@]}"; do
-        for other in pretrain heterogeneous "${methods[@]}"; do
+        for other in "${pretrainings[@]}" "${methods[@]}"; do
             [ "$other" = "$1" ] || [ "${override%%[.=]*}" != "$other" ] || continue 2
         done
         printf '%s\n' "${override/#supervised./finetune.}"
@@ -298,7 +300,7 @@ tune_settings=("${pretrain_settings[@]}" "method=$method" "subset=$subset" "init
 # begin NUMBER TITLE READS WRITES is true where the stage is wanted.
 begin() {
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] || return 1
-    type -P asrkit >/dev/null || die "the command asrkit is not installed (bash scripts/install.sh makes .venv with it)"
+    installed
     if ! first; then
         case $1 in 2 | 3 | 4) ;; *) return 1 ;; esac
         printf '\n== Stage %s: waiting for the first machine, %s\n' "$1" "$master:$((master_port + $1))"
@@ -357,11 +359,12 @@ from_start() {
 
 # The parts of the corpus that the stages to come read, one per line.
 corpus_parts() {
-    local name config file
+    local name config file files=()
     for name in "${labelled[@]}" "${sourced[@]}"; do
         case $name in *h | *min) echo librispeech_finetuning ;; *) echo "$name" ;; esac
     done
-    for file in $tune_config $refine_config $([ -n "$init" ] || echo "$pretrain_config"); do
+    [ -n "$init" ] || files=("$pretrain_config")
+    for file in ${tune_config:+"$tune_config"} ${refine_config:+"$refine_config"} "${files[@]}"; do
         config=$(python "$root/examples/librispeech/sets.py" "$file" "${overrides[@]}") || exit
         tr ' ' '\n' <<<"$config"
     done
@@ -424,8 +427,9 @@ elif [ "$route" = refine ] && begin 3 "$method with the labels of $source" "$dat
     start=$(from_start "") || exit
     settle "$refined" "${refine_settings[@]}"
     # Where nothing has learnt yet, nothing is to be frozen.
-    case $init in scratch) thaw=${method/#supervised/finetune}.freeze_frontend=false ;; *) thaw="" ;; esac
-    train "$method" "$refine_config" "$refined" ${start:+"$start"} ${thaw:+"$thaw"} \
+    section=${method/#supervised/finetune} thaw=()
+    case $init in scratch) thaw=("$section.freeze_frontend=false" "$section.freeze_updates=0") ;; esac
+    train "$method" "$refine_config" "$refined" ${start:+"$start"} "${thaw[@]}" \
         "data.labelled.sets=$(listed "${sourced[@]}")"
     finish 3
 elif [ "$route" = joint ] && begin 3 "$method with the labels of $subset" "$data_dir" "$tuned"; then

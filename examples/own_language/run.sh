@@ -24,8 +24,8 @@
 #
 # Run it again with the same arguments to go on after an interruption.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-if [ -x "$root/.venv/bin/asrkit" ]; then PATH="$root/.venv/bin:$PATH"; fi
+# shellcheck source=../path.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 here=$root/examples/own_language conf=$root/conf/own_language
 
 # shellcheck source=../stages.sh
@@ -134,7 +134,7 @@ echo "$settings" >"$exp_dir/recipe.settings"
 
 begin() {
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] || return 1
-    type -P asrkit >/dev/null || die "the command asrkit is not installed (bash scripts/install.sh makes .venv with it)"
+    installed
     at_work=$1
     printf '\n== Stage %s: %s\n' "$1" "$2"
 }
@@ -177,6 +177,7 @@ elif begin 2 "$([ "$init" = none ] && echo "pre-training on all speech" || echo 
     if [ "$init" = none ]; then
         train pretrain "$start"
     else
+        rm -rf "$start" # what an import left there that did not get to its end
         asrkit import "$init" --output "$start" --encoder-only
     fi
 fi
@@ -218,5 +219,5 @@ if begin 6 "error rates"; then
     [ "$refined" = "$tuned" ] || [ ! -f "$refined/config.yaml" ] || shown+=("$refined")
     asrkit report "${shown[@]}" --output "$exp_dir/report.html"
     printf '\nA recogniser: asrkit transcribe --model %s AUDIO\n' "$tuned"
-    printf 'For transformers: asrkit export %s --format huggingface --output exported\n' "$tuned"
+    [ "$init" = none ] || printf 'For transformers: asrkit export %s --format huggingface --output exported\n' "$tuned"
 fi
