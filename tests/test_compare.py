@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -281,7 +282,7 @@ CONDITIONS = {
     "overrides": ["training.validate_every=10"],
     "subsets": ["1h"],
     "search": {},
-    "pairs": [],
+    "pairs": [["own start", "plain"]],
     "axis": "place",
     "target_wer": 30,
     "plot": "all_updates",
@@ -372,6 +373,9 @@ def test_a_study_with_conditions_has_one_table_and_curves(conditions: Project) -
     assert rows["far", "plain"][1:] == ["2", "20 (1 of 2)", "40 (1 of 2)", "20", "1.0", "1.0"]
     assert rows["near", "own start"][1:] == ["2", "20 (1 of 2)", "40 (1 of 2)", "40", "2.0", "1.0"]
     assert rows["near", "scratch"][1:] == ["1", "20", "20", "20", "1.0", "0.0"]
+    compared = re.findall(r"\*(\w+), own start\* against \*plain\*: .* % interval (\S+) to (\S+) points", table)
+    assert [place for place, *_ in compared] == ["near", "far"]
+    assert all(float(low) <= float(high) for _, low, high in compared)
     curve = (conditions.kept / "own_start" / "far" / "1h" / "seed1" / "curve.tsv").read_text().splitlines()
     assert curve == [
         "updates\tseconds\twer",

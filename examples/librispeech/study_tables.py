@@ -93,6 +93,12 @@ def _by_condition(study: Study, results: Path, plot: Path) -> list[str]:
             told += cells.values()
             rows = {key: cell.row for key, cell in cells.items()}
             parts += [f"### {test}, labels {subset}\n", condition_table(study, rows, results, subset, test)]
+            parts += [
+                _pair(cells[condition, one], cells[condition, other], f"{condition}, {one}", other)
+                for one, other in study.pairs
+                for condition in study.conditions
+                if {(condition, one), (condition, other)} <= set(cells)
+            ]
             draw_curves(study, rows, results, subset, plot)
     return [_about(told), *parts] if parts else []
 
@@ -139,12 +145,15 @@ def _explained(study: Study) -> str:
             "The interval is of the difference in WER from the first recipe, in points: a paired bootstrap over speakers and "
             "seeds. Minutes are what training took, the shared pre-training apart.\n"
         )
-    reached = (
-        "Updates to a WER are counted to the first look at dev that finds it, a mean over the seeds that got there. "
-    )
-    return (
-        reached if study.target_wer else ""
-    ) + "Updates and minutes are those of training, the pre-training apart.\n"
+    told = ["Updates and minutes are those of training, the pre-training apart.\n"]
+    if study.pairs:
+        told.insert(0, "Intervals are of differences in WER: a paired bootstrap over speakers and seeds.")
+    if study.target_wer:
+        told.insert(
+            0,
+            "Updates to a WER are counted to the first look at dev that finds it, a mean over the seeds that got there.",
+        )
+    return " ".join(told)
 
 
 def _line(
