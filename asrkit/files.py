@@ -26,7 +26,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         AsrkitError: if the operating system refuses: no room, no permission, no such folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # With room for what is added: names may have 255 bytes.
+    short = path.name.encode()[:200].decode(errors="ignore")
+    temporary = path.with_name(f".{short}.{os.getpid()}.part")
     try:
         _make_folder(path.parent)
         yield temporary

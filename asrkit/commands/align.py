@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asrkit.commands.screen import print_error, print_plain
 from asrkit.errors import AsrkitError
-from asrkit.files import read_utf8
+from asrkit.files import read_utf8, write_text
 
 if TYPE_CHECKING:
     from asrkit.inference.align import Alignment
@@ -65,9 +65,11 @@ def _recording(recogniser: Recogniser, options: argparse.Namespace) -> None:
     found, log_probs = align_recording(recogniser, blocks, text, options.audio.stem)
     if options.output is None:
         for form in options.format:
-            print_plain(_render([found], form).rstrip("\n"))
+            print_plain(_render(found, form).rstrip("\n"))
         return
-    _write(options.output, found.id, [found], options.format)
+    written = _Files(options.output, found.id, options.format)
+    written.add(found)
+    written.finish()
     if options.plot:
         path = options.output / f"{found.id}.png"
         draw(path, found, np.concatenate(blocks), recogniser.sample_rate, log_probs, recogniser.units)
@@ -80,43 +82,54 @@ def _set(recogniser: Recogniser, options: argparse.Namespace, name: str) -> int:
     from asrkit.inference.alignment_plot import draw
 
     output = (options.output or options.model / "align") / name
-    alignments: list[Alignment] = []
-    failed = 0
-    for found, wave, log_probs in align_set(recogniser, options.data, name):
-        if isinstance(found, AsrkitError):
-            failed += 1
-            print_error(found)
-            continue
-        alignments.append(found)
-        if len(alignments) <= options.plot:
+    failures: list[AsrkitError] = []
+
+    def failed(error: AsrkitError) -> None:
+        failures.append(error)
+        print_error(error)
+
+    written = _Files(output, name, options.format)
+    for number, (found, wave, log_probs) in enumerate(align_set(recogniser, options.data, name, failed), 1):
+        written.add(found)
+        if number <= options.plot:
             path = output / "plots" / f"{found.id}.png"
             draw(path, found, wave, recogniser.sample_rate, log_probs, recogniser.units)
-    alignments.sort(key=lambda one: one.id)
-    _write(output, name, alignments, options.format)
-    return failed
+    written.finish()
+    return len(failures)
 
 
-def _write(output: Path, name: str, alignments: list[Alignment], forms: list[str]) -> None:
-    """Write alignments: JSON lines and CTM in one file, a TextGrid for each."""
-    from asrkit.files import write_text
+class _Files:
+    """Alignments as files: JSON lines and CTM in one, sorted by id; a TextGrid for each."""
 
-    for form in forms:
-        if form == "textgrid":
-            for one in alignments:
-                write_text(output / f"{one.id}.TextGrid", _render([one], form))
-            print_plain(f"{output}/*.TextGrid")
-            continue
-        path = output / f"{name}.{'jsonl' if form == 'json' and len(alignments) != 1 else form}"
-        write_text(path, _render(alignments, form))
-        print_plain(str(path))
+    def __init__(self, output: Path, name: str, forms: list[str]) -> None:
+        self.output = output
+        self.name = name
+        # As text, which takes a third of the memory.
+        self.shown: dict[str, dict[str, str]] = {form: {} for form in forms}
+
+    def add(self, found: Alignment) -> None:
+        for form, shown in self.shown.items():
+            text = _render(found, form)
+            if form == "textgrid":
+                write_text(self.output / f"{found.id}.TextGrid", text)
+            else:
+                shown[found.id] = text
+
+    def finish(self) -> None:
+        for form, shown in self.shown.items():
+            if form == "textgrid":
+                print_plain(f"{self.output}/*.TextGrid")
+                continue
+            path = self.output / f"{self.name}.{'jsonl' if form == 'json' and len(shown) != 1 else form}"
+            write_text(path, "".join(shown[name] for name in sorted(shown)))
+            print_plain(str(path))
 
 
-def _render(alignments: list[Alignment], form: str) -> str:
+def _render(found: Alignment, form: str) -> str:
     from asrkit.inference.subtitles import ctm, textgrid
 
     if form == "ctm":
-        return "".join(ctm(one.id, one.words) for one in alignments)
+        return ctm(found.id, found.words)
     if form == "textgrid":
-        tiers = ({"words": one.words, "characters": one.characters} for one in alignments)
-        return "".join(textgrid(tier, one.duration) for tier, one in zip(tiers, alignments, strict=True))
-    return "".join(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in alignments)
+        return textgrid({"words": found.words, "characters": found.characters}, found.duration)
+    return json.dumps(found.as_json(), ensure_ascii=False) + "\n"

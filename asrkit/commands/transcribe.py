@@ -75,13 +75,17 @@ def _files(recogniser: Recogniser, options: argparse.Namespace) -> int:
             raise AsrkitError(f"{len(sources)} recordings as {options.format}", mend="say where with --output DIR")
         limits = {"batch_seconds": options.batch_seconds, "chunk_seconds": options.chunk_seconds}
         for name, found in transcribe(recogniser, sources, **limits):
-            if isinstance(found, AsrkitError):
+            try:
+                if isinstance(found, AsrkitError):
+                    raise found
+                if options.output is None:
+                    _print(found, options.format, name)
+                else:
+                    path = options.output / (places[name] + SUFFIXES[options.format])
+                    _write(path, render(found, options.format, name))
+            except AsrkitError as error:
                 failed += 1
-                print_error(found)
-            elif options.output is None:
-                _print(found, options.format, name)
-            else:
-                _write(options.output / (places[name] + SUFFIXES[options.format]), render(found, options.format, name))
+                print_error(error)
     return 2 if failed else 0
 
 
@@ -146,6 +150,8 @@ def _stream(recogniser: Recogniser, options: argparse.Namespace) -> int:
         raise AsrkitError("--stream takes one recording", mend="- for standard input")
     if options.output is not None or options.format not in ("text", "json"):
         raise AsrkitError("--stream prints text or JSON lines", mend="leave out --output and other formats")
+    if options.batch_seconds is not None or options.chunk_seconds is not None:
+        raise AsrkitError("--stream recognises what comes in", mend="leave out --batch-seconds and --chunk-seconds")
     streamer = Streamer.of(recogniser, interval=options.interval)
     live = options.audio[0] == Path(STDIN)
     source = PipeFile(sys.stdin.buffer) if live else options.audio[0]

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from asrkit.data.audio import resample
+from asrkit.data.mpeg import told_wrong
 from asrkit.errors import AsrkitError
 
 RAW_RATE = 16_000
@@ -152,15 +153,23 @@ def read_blocks(
                 yield found
         if read == 0:
             raise AsrkitError("the audio is empty", where=where)
-        # A tenth of a second is what headers of lossy formats may be wrong by. Pipes' headers say nothing.
-        if (
-            not isinstance(source, PipeFile)
-            and file.frames < _UNKNOWN_FRAMES
-            and file.frames - read > file.samplerate // 10
-        ):
-            raise AsrkitError(f"damaged audio: it ends after {read / file.samplerate:.1f} s", where=where)
+        problem = _wrong_end(source, file, read)
+        if problem is not None:
+            raise AsrkitError(problem, where=where)
         if len(found := resampler.finish()):
             yield found
+
+
+def _wrong_end(source: str | Path | PipeFile, file: soundfile.SoundFile, read: int) -> str | None:
+    """Return what is wrong with a recording of which so many samples could be read; pipes' headers say nothing."""
+    if isinstance(source, PipeFile) or file.frames >= _UNKNOWN_FRAMES:
+        return None
+    if file.subtype == "MPEG_LAYER_III":
+        return told_wrong(source, file.samplerate, file.frames, read)
+    # A tenth of a second is what headers of lossy formats may be wrong by.
+    if file.frames - read <= file.samplerate // 10:
+        return None
+    return f"damaged audio: it ends after {read / file.samplerate:.1f} s"
 
 
 def _open(source: str | Path | PipeFile, raw: bool, where: object) -> soundfile.SoundFile:

@@ -315,6 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AsrkitError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename or options.corpus_dir}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -33,6 +33,8 @@ def building(folder: Path) -> Iterator[Path]:
 
     Raises AsrkitError when the folder cannot be written.
     """
+    # A link stays, and what it leads to is replaced where it lies.
+    folder = folder.resolve() if folder.is_symlink() else folder
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     try:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import soundfile
 
+from asrkit.data.mpeg import told_wrong
 from asrkit.data.pauses import FRAMES_PER_SECOND, cut_at_pauses
 from asrkit.files import file_problem
 
@@ -190,7 +191,11 @@ def _check_samples(audio: soundfile.SoundFile, job: Job, report: FileReport, lim
             return FileReport("audio with infinite values or not-a-numbers")
         blocks.append(_energy(block, hop))
         decoded += len(block)
-    if decoded < report.samples - _OVERSHOOT_SECONDS * report.sample_rate:
+    if audio.subtype == "MPEG_LAYER_III":
+        problem = told_wrong(job.path, report.sample_rate, report.samples, decoded)
+        if problem is not None:
+            return FileReport(problem)
+    elif decoded < report.samples - _OVERSHOOT_SECONDS * report.sample_rate:
         return FileReport(f"cut short: {decoded} of {report.samples} samples")
     if decoded != report.samples:
         report = _check_spans(job, replace(report, samples=decoded), limits)

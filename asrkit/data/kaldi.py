@@ -39,8 +39,10 @@ def _scan(source: str, folder: Path) -> Iterator[Utterance | Reject]:
         fields = stretch.split()
         try:
             recording, start, end = fields[0], float(fields[1]), float(fields[2])
+            channel = int(fields[3]) if len(fields) > 3 else None
         except (IndexError, ValueError):
-            yield Reject(name, where, "not a segment: utterance, recording, start and end are wanted")
+            what = "not a segment: utterance, recording, start and end are wanted, and a channel perhaps"
+            yield Reject(name, where, what)
             continue
         place = (audio or {}).get(recording)
         if not place:
@@ -54,7 +56,8 @@ def _scan(source: str, folder: Path) -> Iterator[Utterance | Reject]:
             duration = None if end == -1 else end - start
             text = None if texts is None else texts[name]
             path = _resolve(place, folder)
-            yield Utterance(name, path, start, duration, text, speakers.get(name), languages.get(name), source=source)
+            speaker, language = speakers.get(name), languages.get(name)
+            yield Utterance(name, path, start, duration, text, speaker, language, channel, source)
     for name in texts or {}:
         if name not in stretches:
             yield Reject(name, str(folder / "text"), "a transcript line without audio")

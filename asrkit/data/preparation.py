@@ -91,6 +91,14 @@ class _Tally:
     unknown: int = 0
 
 
+def _absolute(path: str) -> str:
+    """Return a path from the root on; `..` leads out of where a link leads, not of where it stands."""
+    if ".." in path.split(os.sep):
+        folder, name = os.path.split(path)
+        path = os.path.join(os.path.realpath(folder), name)
+    return os.path.abspath(path)
+
+
 def prepare_set(
     name: str,
     corpus: str,
@@ -115,7 +123,7 @@ def prepare_set(
         if reason is None and isinstance(entry, Utterance):
             text, reason = _check_text(entry.text, labelled, rules, name)
             if reason is None:
-                by_file.setdefault(os.path.abspath(entry.path), []).append((entry, text))
+                by_file.setdefault(_absolute(entry.path), []).append((entry, text))
         if reason is not None:
             tally.rejects.append(Reject(entry.id, entry.path, reason))
             advance(1)

@@ -25,8 +25,9 @@ from asrkit.data.inspect import Limits
 from asrkit.data.overlap import Fingerprint, overlap_warnings
 from asrkit.data.preparation import FILES, REJECTS, SetSummary, TextRules, prepare_set
 from asrkit.data.remote import check_writable
-from asrkit.data.sharding import ShardConfig, shard_set
+from asrkit.data.sharding import ShardConfig, check_own, shard_set
 from asrkit.errors import AsrkitError
+from asrkit.files import held_alone
 from asrkit.text.normalise import TextConfig
 from asrkit.text.units import FILES as UNIT_FILES
 from asrkit.text.units import Units
@@ -132,6 +133,8 @@ def prepare(
     if config.shards is not None and config.shards.location:
         # Now, not when all audio has been looked at.
         check_writable(config.shards.location)
+        for name in sets:
+            check_own(output_dir / name, config.shards)
     corpora = {name: corpus if isinstance(corpus, str) else corpus.get(name, "") for name in sets}
     found, rejects = _prepare_sets(sets, corpora, output_dir, config, console)
     if not any(part.utterances for part in found):
@@ -180,10 +183,12 @@ def _prepare_sets(
                 )
                 found.append(summary)
             if not evaluation:
-                alphabet = alphabet or _training_alphabet(output_dir)
-                if alphabet:
-                    with building(output_dir / UNITS) as partial:
-                        Units.characters(["".join(sorted(alphabet))]).save(partial)
+                # One after the other, where several commands prepare sets of one folder.
+                with held_alone(output_dir, patience_seconds=60):
+                    alphabet = alphabet or _training_alphabet(output_dir)
+                    if alphabet:
+                        with building(output_dir / UNITS) as partial:
+                            Units.characters(["".join(sorted(alphabet))]).save(partial)
     return found, rejects
 
 

@@ -77,6 +77,22 @@ def put(file: Path, location: str) -> None:
         raise AsrkitError(f"cannot be written: {type(error).__name__} {reason}", where=location) from None
 
 
+def holds_something(location: str) -> bool:
+    """Whether there is a folder with anything in it.
+
+    Raises:
+        AsrkitError: if the URL's protocol lacks a package.
+    """
+    if not is_url(location):
+        folder = Path(location)
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    system, path = _file_system(location)
+    try:
+        return bool(system.ls(path, detail=False))
+    except Exception:  # every protocol has its own way to say that there is nothing
+        return False
+
+
 def check_writable(location: str) -> None:
     """Write a small file below a location, and remove it.
 

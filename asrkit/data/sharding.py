@@ -32,9 +32,10 @@ from asrkit.data.audio import read, read_channels
 from asrkit.data.batch import SAMPLE_RATE
 from asrkit.data.folders import building
 from asrkit.data.index import CUTS, INDEX, SET, SetIndex, write_index
-from asrkit.data.remote import check_location, is_url, put
+from asrkit.data.remote import check_location, holds_something, is_url, put
 from asrkit.data.shards import SHARDS, Member, checksum
 from asrkit.errors import AsrkitError
+from asrkit.files import write_text
 from asrkit.processes import cores, decoding_pool
 
 FORMATS = ("flac", "opus")
@@ -95,6 +96,8 @@ def shard_set(
     """
     index = SetIndex.open(set_dir.absolute())
     where = _destination(config.location, set_dir.name)
+    # Before the first shard: what an interrupted run leaves there is this set's to overwrite.
+    write_text(set_dir / SET, _described(index, shards_begun=where))
     with building(set_dir) as partial:
         folder = partial / SHARDS
         folder.mkdir()
@@ -105,12 +108,29 @@ def shard_set(
         write_index(partial, _sharded(jobs, workers or cores(), advance), map(int, index.rows["source"]))
         if where:
             folder.rmdir()
-        described = json.dumps({**index.info, "shards": where or SHARDS}, ensure_ascii=False, indent=1)
-        (partial / SET).write_text(described + "\n", encoding="utf-8")
+        (partial / SET).write_text(_described(index, shards=where or SHARDS), encoding="utf-8")
         for path in set_dir.iterdir():
             if path.is_file() and path.name not in (CUTS, INDEX, SET):
                 shutil.copyfile(path, partial / path.name)
     return len(jobs)
+
+
+def check_own(set_dir: Path, config: ShardConfig) -> None:
+    """Raise AsrkitError where a set's shards would overwrite those of another one."""
+    where = _destination(config.location, set_dir.name)
+    if not where or not holds_something(where):
+        return
+    try:
+        info = json.loads((set_dir / SET).read_text(encoding="utf-8"))
+        own = where in (info.get("shards"), info.get("shards_begun"))
+    except (OSError, ValueError, AttributeError):
+        own = False
+    if not own:
+        raise AsrkitError("holds what is not this set's shards", where=where, mend="choose another WHERE, or remove it")
+
+
+def _described(index: SetIndex, **changes: str) -> str:
+    return json.dumps({**index.info, **changes}, ensure_ascii=False, indent=1) + "\n"
 
 
 def _destination(location: str, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,7 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
     """Return this rank's batches of prepared sets, longest first, each utterance once over all ranks, with transcripts.
 
@@ -312,10 +313,11 @@ def evaluation_batches(
         rank: this process.
         world_size: how many there are.
         device: where batches go.
+        unreadable: told of each utterance that cannot be read, which is then left out.
 
     Raises:
-        AsrkitError: if targets are wanted of a set without transcripts, or an utterance cannot be read: leaving it
-            out would change the error rate in silence.
+        AsrkitError: if targets are wanted of a set without transcripts, or, unless ``unreadable`` is given, if an utterance
+            cannot be read: leaving it out would change the error rate in silence.
     """
     opened = [index if isinstance(index, SetIndex) else SetIndex.open(Path(index).absolute()) for index in sets]
     for index in opened:
@@ -331,8 +333,12 @@ def evaluation_batches(
     requests = (Request(0, True, everything.locate(places)) for places in shares)
     target = torch.device(device)
     for loaded in load(reader, requests, config, pin=target.type == "cuda"):
-        if loaded.failures or loaded.batch is None:
-            raise AsrkitError(loaded.failures[0][1])
+        for _, problem in loaded.failures:
+            if unreadable is None:
+                raise AsrkitError(problem)
+            unreadable(problem)
+        if loaded.batch is None:
+            continue
         # Batches are often kept: a copy, lest each hold shared memory and open files of its worker.
         yield _copy(loaded.batch) if target.type == "cpu" else loaded.batch.to(target)
 

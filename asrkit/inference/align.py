@@ -5,7 +5,7 @@ Shapes: S samples, T frames, V units (with blank), L units of the text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -153,11 +153,11 @@ def align_recording(
 
 
 def align_set(
-    recogniser: Recogniser, data_dir: Path, name: str
-) -> Iterator[tuple[Alignment | AsrkitError, np.ndarray, np.ndarray]]:
+    recogniser: Recogniser, data_dir: Path, name: str, failed: Callable[[AsrkitError], None]
+) -> Iterator[tuple[Alignment, np.ndarray, np.ndarray]]:
     """Yield each utterance of a prepared set aligned with its transcript, its wave (S,) and its log-probabilities (T, V).
 
-    Utterances come sorted by length; one that cannot be aligned comes as the error that says why.
+    Utterances come sorted by length. Of one that cannot be read or aligned, ``failed`` is told why.
 
     Raises:
         AsrkitError: if the set is missing or has no transcripts.
@@ -167,13 +167,13 @@ def align_set(
         raise AsrkitError("the set has no transcripts to align", where=folder, mend="use asrkit transcribe")
     rate = recogniser.sample_rate
     step = recogniser.frame_samples / rate
-    for batch in evaluation_batches([folder], None, recogniser.experiment.config.data, 0, 1):
+    data = recogniser.experiment.config.data
+    for batch in evaluation_batches([folder], None, data, unreadable=lambda problem: failed(AsrkitError(problem))):
         waves = batch.waves.cpu().numpy()
         for row, log_probs in enumerate(recogniser.log_probs(batch)):
             samples, text = batch.host_lengths[row], (batch.texts or ())[row]
-            outcome: Alignment | AsrkitError
             try:
-                outcome = align_text(
+                found = align_text(
                     log_probs,
                     text,
                     recogniser.units,
@@ -182,5 +182,6 @@ def align_set(
                     duration=samples / rate,
                 )
             except AsrkitError as error:
-                outcome = error
-            yield outcome, waves[row, :samples], log_probs
+                failed(error)
+                continue
+            yield found, waves[row, :samples], log_probs

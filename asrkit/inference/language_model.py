@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,23 +61,25 @@ def train_lm(
         units = Units.load(config.units / "units" if (config.units / "units").is_dir() else config.units)
     read = (sentence for path in texts for sentence in read_sentences(path, config.text))
     taken = (sentence for name in sets for sentence in transcripts(Path(data_dir or ".") / name))
-    sentences, skipped = [], 0
-    for source in (read, taken):
-        for sentence in source:
+    count = Counter[str]()
+
+    def spelt() -> Iterator[list[str]]:
+        for sentence in itertools.chain(read, taken):
             try:
                 words = sentence.split() if units is None else [units.symbols[u] for u in units.encode(sentence)]
             except UnknownSymbols:
-                skipped += 1
+                count["skipped"] += 1
                 continue
-            if words:
-                sentences.append(words)
-    model = estimate(sentences, config.order)
+            count["sentences"] += bool(words)
+            count["tokens"] += len(words)
+            yield words
+
+    model = estimate(spelt(), config.order)
     write_arpa(output, model)
     counts = ", ".join(f"{len(order.log10):,} {n}-grams" for n, order in enumerate(model.orders, 1))
-    tokens = sum(len(sentence) for sentence in sentences)
-    left_out = f", {skipped:,} that the units cannot spell left out" if skipped else ""
+    left_out = f", {count['skipped']:,} that the units cannot spell left out" if count["skipped"] else ""
     what = "words" if units is None else "units"
-    return f"{output}: {counts} from {len(sentences):,} sentences, {tokens:,} {what}{left_out}"
+    return f"{output}: {counts} from {count['sentences']:,} sentences, {count['tokens']:,} {what}{left_out}"
 
 
 def read_sentences(path: Path, config: TextConfig) -> Iterator[str]:

@@ -5,7 +5,9 @@ Shapes: N batch, S samples, T frames, V units (with blank).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from asrkit.inference.transcribe import Source, transcribe
 from asrkit.inference.transcript import Transcript
 from asrkit.training.engine import autocast, choose_device, choose_precision
 from asrkit.training.experiment import needs_units, open_experiment
+from asrkit.training.memory import out_of_memory
+
+T = TypeVar("T")
 
 _BLOCK_SECONDS = 30
 
@@ -52,16 +57,24 @@ class Recogniser:
 
     def texts(self, batch: Batch) -> list[str]:
         """Return the text of each utterance of a batch."""
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            sequences = self.method.hypotheses(batch.to(self.device))
-        return [self.units.decode(sequence) for sequence in sequences]
+
+        def recognise(batch: Batch) -> list[str]:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                sequences = self.method.hypotheses(batch.to(self.device))
+            return [self.units.decode(sequence) for sequence in sequences]
+
+        return _in_pieces(recognise, batch)
 
     def log_probs(self, batch: Batch) -> list[np.ndarray]:
         """Return each utterance's natural log-probabilities of the units, float32 (T, V)."""
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            scores, frames = self.method.log_probs(batch.to(self.device))
-        host = scores.cpu().numpy()
-        return [host[row, :count] for row, count in enumerate(frames)]
+
+        def score(batch: Batch) -> list[np.ndarray]:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                scores, frames = self.method.log_probs(batch.to(self.device))
+            host = scores.cpu().numpy()
+            return [host[row, :count] for row, count in enumerate(frames)]
+
+        return _in_pieces(score, batch)
 
     @property
     def frame_rate(self) -> float:
@@ -98,6 +111,29 @@ class Recogniser:
         if isinstance(found, AsrkitError):
             raise found
         return found
+
+
+def _in_pieces(function: Callable[[Batch], list[T]], batch: Batch) -> list[T]:
+    """Return what a function gives for each utterance; a batch that does not fit into the memory is taken in halves.
+
+    Raises:
+        AsrkitError: if an utterance alone does not fit.
+    """
+    try:
+        return function(batch)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        problem = str(error).strip().splitlines()[0]
+    # Out here, the error's traceback no longer holds on to what was allocated.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    rows = len(batch.ids)
+    if rows == 1:
+        what = f"out of memory, {batch.host_lengths[0] / SAMPLE_RATE:.1f} s of audio: {problem}"
+        raise AsrkitError(what, where=batch.ids[0], mend="another --device, or shorter recordings")
+    halves = (range(rows // 2), range(rows // 2, rows))
+    return [one for half in halves for one in _in_pieces(function, batch.rows(half))]
 
 
 def _mono(wave: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from asrkit.decoding.timestamps import Word
@@ -29,7 +31,7 @@ class Cue:
     end: float
     """Seconds, never behind the next cue's start."""
     lines: tuple[str, ...]
-    """One or two lines; a longer one only for a word that is longer."""
+    """One or two lines."""
 
 
 def render(transcript: Transcript, form: str, name: str) -> str:
@@ -54,7 +56,7 @@ def as_json(transcript: Transcript, name: str) -> dict[str, Any]:
 def cues(words: Sequence[Word]) -> list[Cue]:
     """Divide words into subtitles: at pauses, and where two lines are full or a cue would stay too long."""
     groups: list[list[Word]] = []
-    for word in words:
+    for word in itertools.chain.from_iterable(map(_divide, words)):
         last = groups[-1] if groups else []
         if (
             not last
@@ -65,6 +67,22 @@ def cues(words: Sequence[Word]) -> list[Cue]:
             groups.append([])
         groups[-1].append(word)
     return [Cue(group[0].start, group[-1].end, _wrap(group)) for group in groups]
+
+
+def _divide(word: Word) -> list[Word]:
+    """Return a word in even pieces, none too long for a line or a cue: some scripts have no spaces."""
+    count = max(math.ceil(len(word.text) / LINE), math.ceil((word.end - word.start) / LONGEST_CUE))
+    count = min(count, len(word.text))
+    if count <= 1:
+        return [word]
+    ends = [len(word.text) * n // count for n in range(count + 1)]
+    step = (word.end - word.start) / count
+    return [
+        replace(
+            word, text=word.text[ends[n] : ends[n + 1]], start=word.start + n * step, end=word.start + (n + 1) * step
+        )
+        for n in range(count)
+    ]
 
 
 def _wrap(words: Sequence[Word]) -> tuple[str, ...]:
@@ -139,7 +157,8 @@ def _intervals(words: Sequence[Word], duration: float) -> Iterator[tuple[float, 
 
 
 def ctm(name: str, words: Sequence[Word]) -> str:
-    """Return NIST's time-marked lines: recording, channel, start, length, word, confidence."""
+    """Return NIST's time-marked lines: recording, channel, start, length, word, confidence; white space divides their fields."""
+    name = "_".join(name.split())
     return "".join(
         f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.confidence:.4f}\n" for word in words
     )

@@ -254,6 +254,11 @@ def test_command(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert capsys.readouterr().err == "unknown part 'dev-claen' (did you mean 'dev-clean'?)\n"
 
 
+def test_a_folder_that_cannot_be_is_told_in_a_line(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--corpus-dir", "/dev/null/x", "dev-clean"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("Not a directory")
+
+
 def test_a_language_model_is_a_file_that_stays_as_it_is(site: Site, tmp_path: Path) -> None:
     site.name, site.content = "4-gram.arpa.gz", bytes(range(256)) * 30
     archive = Archive(site.url, hashlib.sha256(site.content).hexdigest(), "lm/4-gram.arpa.gz")

@@ -195,6 +195,36 @@ def test_kaldi_folders(kaldi: Path, tmp_path: Path) -> None:
     assert "command" in rejects["rc-1"]
 
 
+def test_channels_of_kaldi_segments(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    both = np.random.default_rng(0).uniform(-0.5, 0.5, (16_000, 2))
+    soundfile.write(folder / "call.wav", both, 16_000, subtype="FLOAT")
+    (folder / "wav.scp").write_text("call call.wav\n")
+    (folder / "segments").write_text("a call 0 1 0\nb call 0 1 1\nc call 0 1\nd call 0 1 2\ne call 0 1 left\n")
+    prepare_kaldi([folder], tmp_path / "out", ONE)
+    index = SetIndex.open(tmp_path / "out/train")
+    waves = [read(index.read_cut(row), 16_000) for row in range(3)]
+    assert [record["id"] for record in index.records()] == ["a", "b", "c"]
+    for wave, expected in zip(waves, (both[:, 0], both[:, 1], both.mean(1)), strict=True):
+        np.testing.assert_allclose(wave, expected, atol=1e-6)
+    assert rejects_of(tmp_path / "out/train").keys() == {"d", "e"}
+
+
+def test_links_stay_and_paths_lead_where_the_system_leads(tmp_path: Path) -> None:
+    (tmp_path / "far/mine").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train").symlink_to(tmp_path / "far/mine")
+    write_audio(tmp_path / "far/clips/a.wav", 1.0)
+    (tmp_path / "link").symlink_to(tmp_path / "far/mine")
+    (tmp_path / "train.tsv").write_text(f"audio\ttext\n{tmp_path}/link/../clips/a.wav\tone\n")
+    for _ in range(2):
+        prepare_table([tmp_path / "train.tsv"], tmp_path / "out", ONE)
+        assert (tmp_path / "out/train").is_symlink()
+        assert len(SetIndex.open(tmp_path / "far/mine")) == 1
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["clips", "mine"]
+
+
 def test_kaldi_folders_without_segments_or_text(kaldi: Path, tmp_path: Path) -> None:
     (kaldi / "segments").unlink()
     (kaldi / "text").unlink()

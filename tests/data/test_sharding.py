@@ -16,7 +16,7 @@ from lhotse import CutSet
 from test_stream import consume, same
 
 from asrkit import cli
-from asrkit.data import remote
+from asrkit.data import remote, sharding
 from asrkit.data.audio import read
 from asrkit.data.index import SetIndex
 from asrkit.data.prepare import PrepareConfig, prepare_table
@@ -171,6 +171,38 @@ def test_shards_elsewhere(files, tmp_path: Path, protocol: str) -> None:
     assert json.loads((sharded / "train/set.json").read_text())["shards"].startswith(location)
     assert_equal(batches(sharded), batches(plain))
     assert not list(tmp_path.rglob("*probe*"))
+
+
+@pytest.mark.parametrize("protocol", ["memory", "folder"])
+def test_shards_of_another_set_are_not_overwritten(files, tmp_path: Path, protocol: str) -> None:
+    table, plain = files
+    location = {"memory": f"memory://shards-test/{tmp_path.name}", "folder": f"{tmp_path}/near"}[protocol]
+    mine = prepared(table, tmp_path / "mine", ShardConfig(location, hours=0.003))
+    with pytest.raises(AsrkitError, match="not this set's shards"):
+        prepared(table, tmp_path / "other", ShardConfig(location, hours=0.001))
+    assert not (tmp_path / "other").exists()
+    # Its own it may write again.
+    prepared(table, mine, ShardConfig(location, hours=0.002))
+    assert_equal(batches(mine), batches(plain))
+
+
+def test_shards_of_an_interrupted_run_are_its_own(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, plain = files
+    config = ShardConfig(f"{tmp_path}/near", hours=0.002)
+    write, done = sharding._write_shard, []
+
+    def interrupted(job):
+        if done:
+            raise KeyboardInterrupt
+        done.append(write(job))
+        return done[-1]
+
+    monkeypatch.setattr(sharding, "_write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(table, tmp_path / "mine", config)
+    assert any((tmp_path / "near/train").iterdir())
+    monkeypatch.setattr(sharding, "_write_shard", write)
+    assert_equal(batches(prepared(table, tmp_path / "mine", config)), batches(plain))
 
 
 def test_opus_is_small_and_close(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers import STILL, WAVEFORM, merged, sentence, settings, speak, train
+from helpers import STILL, WAVEFORM, merged, sentence, settings, speak, train, write_corpus
 
 import asrkit
 from asrkit import cli
 from asrkit.data.audio import resample
+from asrkit.data.collate import Example, collate
+from asrkit.data.index import SetIndex
 from asrkit.errors import AsrkitError
 from asrkit.inference.recogniser import Recogniser
 from asrkit.inference.transcribe import longest_heard
@@ -164,6 +166,60 @@ def test_broken_files_do_not_stop_the_others(exp_dir: Path, tmp_path: Path, caps
         assert path in error
     assert said.out.startswith(f"{tmp_path / 'good.wav'}\t")
     assert said.out.count("\n") == 1
+
+
+def test_a_name_may_be_as_long_as_names_can_be(
+    exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, longer = "\u6771" * 83 + "a.wav", "\u6771" * 82 + ".wav"  # 254 and 250 bytes; .json is a byte longer
+    for name in (long, longer, "z.wav"):
+        soundfile.write(tmp_path / name, wave(), RATE)
+    output = tmp_path / "out"
+    shown = ["--format", "json", "--output", str(output)]
+    assert cli.main(["transcribe", "--model", str(exp_dir), *shown, *map(str, sorted(tmp_path.glob("*.wav")))]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["z.json", longer[:-4] + ".json", long[:-4] + ".json"]
+    soundfile.write(tmp_path / (long[:-5] + "ab.wav"), wave(), RATE)
+    assert cli.main(["transcribe", "--model", str(exp_dir), *shown, *map(str, sorted(tmp_path.glob("*.wav")))]) == 2
+    assert capsys.readouterr().err.count("cannot be written: File name too long") == 1
+
+
+def test_batches_without_memory_are_taken_in_halves(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate([Example(str(seed), speak(sentence(seed), seed)) for seed in range(5)], epoch=0)
+    texts, scores = recogniser.texts(batch), recogniser.log_probs(batch)
+    most = 2
+    for name in ("hypotheses", "log_probs"):
+        whole = getattr(recogniser.method, name)
+
+        def limited(batch: Any, whole: Any = whole) -> Any:
+            if len(batch.ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return whole(batch)
+
+        monkeypatch.setattr(recogniser.method, name, limited)
+    assert recogniser.texts(batch) == texts
+    for found, expected in zip(recogniser.log_probs(batch), scores, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    most = 0
+    with pytest.raises(AsrkitError, match=r"out of memory, .* s of audio: CUDA out of memory"):
+        recogniser.texts(batch)
+
+
+def test_an_utterance_that_is_gone_stops_no_other_alignment(
+    exp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_corpus(tmp_path / "corpus", train=2, dev=4)
+    given = ["align", "--model", str(exp_dir), "--data", str(data), "--sets", "dev", "--format", "json", "ctm"]
+    assert cli.main([*given, "--output", str(tmp_path / "all")]) == 0
+    index = SetIndex.open(data / "dev")
+    records = list(index.records())
+    Path(records[1]["recording"]["sources"][0]["source"]).unlink()
+    capsys.readouterr()
+    assert cli.main([*given, "--output", str(tmp_path / "some")]) == 2
+    assert capsys.readouterr().err.count("asrkit: error:") == 1
+    for form in ("jsonl", "ctm"):
+        every, some = ((tmp_path / name / "dev" / f"dev.{form}").read_text() for name in ("all", "some"))
+        kept = [line for line in every.splitlines() if records[1]["id"] not in line]
+        assert some.splitlines() == kept
 
 
 def test_what_has_no_recogniser_is_refused(speech: Path, tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def test_subtitles_hold_every_word_in_time(transcript: Transcript) -> None:
         assert cue.start in [word.start for word in transcript.words]
 
 
+@given(letters=st.integers(1, 300), seconds=st.floats(0.01, 100))
+def test_words_without_spaces_are_divided(letters: int, seconds: float) -> None:
+    text = "".join(chr(0x4E00 + n) for n in range(letters))
+    found = cues([Word(text, 1.0, 1.0 + seconds, 1.0)])
+    assert "".join(line for cue in found for line in cue.lines) == text
+    assert all(len(line) <= LINE for cue in found for line in cue.lines)
+    assert (found[0].start, found[-1].end) == (1.0, pytest.approx(1.0 + seconds))
+    if letters >= seconds / LONGEST_CUE:
+        assert all(cue.end - cue.start <= LONGEST_CUE + 1e-6 for cue in found)
+
+
+def test_fields_of_ctm_are_six() -> None:
+    assert ctm("my  talk", [Word("HI", 0.5, 1.0, 0.25)]) == "my_talk 1 0.500 0.500 HI 0.2500\n"
+
+
 def read_textgrid(text: str) -> dict[str, list[tuple[float, float, str]]]:
     tiers = {}
     for block in re.split(r"^ {4}item \[\d+\]:\n", text, flags=re.MULTILINE)[1:]:
