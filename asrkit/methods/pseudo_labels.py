@@ -215,6 +215,10 @@ LEAST_LENGTH = 0.33
 """Units per second of the labels learnt from, beside those of real transcripts, below which one does too."""
 MOST_LOOPING = 0.25
 """Share of looping labels above that of real transcripts from which one speaks of a collapse to loops."""
+LEAST_KEPT = 0.02
+"""Share of labels that pass the filter below which there is next to nothing to learn from."""
+UNKEPT_ROWS = 3
+"""Rows of the log in a row with as few until that is said."""
 
 
 def collapse(metrics: Mapping[str, float]) -> str | None:

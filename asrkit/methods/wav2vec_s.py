@@ -10,6 +10,7 @@ Shapes: N batch, T frames, V units (with blank).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from asrkit.heads.ctc import CTCHead, CTCHeadConfig
 from asrkit.heads.head import Pass
 from asrkit.methods.common import encode, encoder_frames, layer_drops, without_gradient
 from asrkit.methods.pseudo_labels import (
+    LEAST_KEPT,
+    UNKEPT_ROWS,
     LabelCache,
     PseudoLabel,
     PseudoLabelConfig,
@@ -149,6 +152,7 @@ class Wav2VecS(Supervised):
             self.average = MovingAverage(self._student, config.pseudo.ema_decay)
         self.cache = LabelCache(config.pseudo.cache, config.pseudo.cache_renewal)
         self.collapsed_rows = 0
+        self.unkept_rows = 0
         self.rehearsing = False
 
     def phases(self) -> Sequence[Phase]:
@@ -332,7 +336,8 @@ class Wav2VecS(Supervised):
         return {"pseudo_length_ratio": figures["pseudo_units_per_second"] / real}
 
     def health(self, metrics: Mapping[str, float], clock: Clock) -> str | None:
-        """See `Method.health`: warn at once, and stop in the end, when labels collapse to blanks or to loops."""
+        """See `Method.health`: warn at once, and stop in the end, when labels collapse to blanks or to loops; warn if none pass."""
+        self._watch_filter(metrics, clock)
         reason = collapse(metrics)
         self.collapsed_rows = self.collapsed_rows + 1 if reason else 0
         if reason is None:
@@ -346,6 +351,18 @@ class Wav2VecS(Supervised):
         if self.collapsed_rows == 1:
             log.warning("step %d: %s; if this lasts, %s", clock.update, reason, advice)
         return None
+
+    def _watch_filter(self, metrics: Mapping[str, float], clock: Clock) -> None:
+        """Warn once if the filter has let next to no label through for some rows of the log: then there is no second loss."""
+        if "pseudo_kept" not in metrics:
+            return
+        self.unkept_rows = self.unkept_rows + 1 if metrics["pseudo_kept"] < LEAST_KEPT else 0
+        if self.unkept_rows == UNKEPT_ROWS:
+            log.warning(
+                "step %d: next to no pseudo-label passes wav2vec_s.pseudo.confidence=%g (theirs is %.2f in the mean): nothing is "
+                "learnt from unlabelled speech; lower it, or lengthen wav2vec_s.warmup_updates",
+                clock.update, self.config.pseudo.confidence, metrics.get("pseudo_confidence", math.nan),
+            )  # fmt: skip
 
     def extra_state(self) -> dict[str, Any]:
         """See `Method.extra_state`: the moving average and the cache."""

@@ -384,6 +384,17 @@ def test_a_collapse_is_warned_of_at_once_and_ends_the_run_later(caplog: pytest.L
     assert [patient.health({"pseudo_empty": 0.9}, SEMI) for _ in range(40)] == [None] * 40
 
 
+def test_a_filter_that_nothing_passes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    method = make(pseudo={**SELF, "confidence": 0.8})
+    for kept in (0.0, 0.01, 0.5, 0.0, 0.0):
+        assert method.health({"pseudo_kept": kept, "pseudo_confidence": 0.44}, SEMI) is None
+    assert not caplog.records
+    for _ in range(5):
+        assert method.health({"loss": 1.0}, SEMI) is None
+        assert method.health({"pseudo_kept": 0.0, "pseudo_confidence": 0.44}, SEMI) is None
+    assert caplog.text.count("passes wav2vec_s.pseudo.confidence=0.8 (theirs is 0.44") == len(caplog.records) == 1
+
+
 def test_what_a_run_logs(speech: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "exp", settings("wav2vec_s", speech)) == 0
     log = rows(tmp_path / "exp")
