@@ -46,23 +46,37 @@ def measure(path: Path | str) -> tuple[int, bool]:
         OSError: if the file cannot be read.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place, samples, tagged = 0, 0, None
+        place, end, samples, tagged, last = 0, 0, 0, None, b""
         while 0 <= place <= len(data) - 4:
-            if data[place : place + 3] == b"ID3":
-                place += 10 + sum(
-                    byte << shift for byte, shift in zip(data[place + 6 : place + 10], (21, 14, 7, 0), strict=True)
-                )
+            header = data[place : place + 4]
+            if header[:3] == b"ID3":
+                sizes = zip(data[place + 6 : place + 10], (21, 14, 7, 0), strict=False)
+                place += 10 + sum(byte << shift for byte, shift in sizes)
                 continue
-            size, held = _frame(data[place : place + 4])
-            if not size:
+            size, held = _frame(header)
+            following = data[place + size : place + size + 4]
+            # What looks like a frame in the middle of something else, such as a picture, has none before it or behind it.
+            before = _alike(header, last) if last else not following
+            if not size or not ((place == end and before) or _alike(header, following)):
                 place = data.find(b"\xff", place + 1)
                 continue
             if tagged is None:
                 first = data[place : place + _TAG_BYTES]
                 tagged = any(tag in first for tag in _TAGS)
             samples += held
-            place += size
+            place = end = place + size
+            last = header
     return samples, bool(tagged)
+
+
+def _alike(one: bytes, other: bytes) -> bool:
+    """Whether two headers are of the same version, layer and sample rate."""
+    return (
+        len(other) == 4
+        and one[:1] == other[:1]
+        and one[1] & 0xFE == other[1] & 0xFE
+        and one[2] & 0x0C == other[2] & 0x0C
+    )
 
 
 def _frame(header: bytes) -> tuple[int, int]:

@@ -97,7 +97,8 @@ def shard_set(
     index = SetIndex.open(set_dir.absolute())
     where = _destination(config.location, set_dir.name)
     # Before the first shard: what an interrupted run leaves there is this set's to overwrite.
-    write_text(set_dir / SET, _described(index, shards_begun=where))
+    if where:
+        write_text(set_dir / SET, _described(index, shards_begun=where))
     with building(set_dir) as partial:
         folder = partial / SHARDS
         folder.mkdir()

@@ -59,6 +59,16 @@ def test_sound_files_are_as_long_as_their_frames(tmp_path: Path, rate: int, mode
     assert measure(joined(tmp_path / "b.mp3", tag, path.read_bytes(), b"TAG" + bytes(125))) == (samples, True)
 
 
+def test_what_is_no_audio_does_not_count(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.mp3", 3.0).read_bytes()
+    noise = np.random.default_rng(1).integers(0, 256, 1_000_000, dtype=np.uint8).tobytes()
+    samples, _ = measure(tmp_path / "a.mp3")
+    assert measure(joined(tmp_path / "b.mp3", one, b"APETAGEX", noise))[0] < samples + 5 * 1152
+    assert measure(joined(tmp_path / "c.mp3", one, b"ID3\x04"))[0] == samples
+    assert measure(joined(tmp_path / "d.mp3", noise))[0] < 10 * 1152
+    assert measure(joined(tmp_path / "e.mp3", one, one)) == (2 * samples, True)
+
+
 def test_what_is_behind_a_first_part_is_missed(tmp_path: Path) -> None:
     one = write(tmp_path / "a.mp3", 3.0).read_bytes()
     path = joined(tmp_path / "b.mp3", one, one, one)
