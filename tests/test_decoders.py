@@ -32,7 +32,7 @@ def script(folder: Path, name: str, *arguments: str | Path) -> subprocess.Comple
 
 def test_a_model_is_read_in_every_way_and_the_tables_say_so(tmp_path: Path) -> None:
     pytest.importorskip("flashlight.lib.text")
-    shutil.copytree(ROOT / "examples" / "librispeech", tmp_path / "examples" / "librispeech")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     results = tmp_path / "examples" / "librispeech" / "results"
     shutil.rmtree(results)
     for name in ("train", "dev-clean", "test-clean"):
