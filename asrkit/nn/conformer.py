@@ -113,7 +113,7 @@ class MaskedBatchNorm(nn.Module):
     """Batch normalisation whose statistics are those of the valid frames, in float32.
 
     Each rank and micro-batch has its own statistics in training; running ones are used in evaluation. What is not finite never
-    reaches the running ones: an update that is skipped for it leaves no trace.
+    reaches the running ones, which an update that is skipped for it would spoil for good.
     """
 
     running_mean: Tensor
