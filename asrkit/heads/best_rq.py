@@ -27,6 +27,7 @@ from asrkit.data.batch import SAMPLE_RATE, Batch
 from asrkit.errors import AsrkitError
 from asrkit.heads.head import Advice, SelfSupervisedHead
 from asrkit.nn.encoder import Encoded, Encoder
+from asrkit.nn.linear import Linear
 from asrkit.nn.logmel import LogMel, LogMelConfig
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask, pack, take
 from asrkit.nn.quantiser import perplexity
@@ -149,7 +150,7 @@ class BestRQHead(SelfSupervisedHead):
         self.dim = encoder.dim
         self.codebooks = config.codebooks
         self.quantiser = RandomQuantiser(config, round(SAMPLE_RATE / encoder.frame_rate))
-        self.project = nn.Linear(encoder.dim, config.codebooks * config.entries)
+        self.project = Linear(encoder.dim, config.codebooks * config.entries)
 
     def draw(self, batch: Batch, frames: Sequence[int], clock: Clock) -> BestRQDraws:
         """See `Head.draw`: masks, and the labels, which depend on the speech and on no weight."""

@@ -26,6 +26,7 @@ from asrkit.heads.head import Pass, SupervisedHead
 from asrkit.losses.ctc import ctc_loss, infeasible
 from asrkit.nn.dropout import Dropout
 from asrkit.nn.encoder import Encoded, Encoder
+from asrkit.nn.linear import Linear
 from asrkit.text.units import Units
 
 NORMALISERS = ("utterances", "labels", "frames")
@@ -85,13 +86,13 @@ class CTCHead(SupervisedHead):
         self.config = config
         self.blank = units.blank
         self.dropout = Dropout(config.dropout)
-        self.project = nn.Linear(dim, len(units))
+        self.project = Linear(dim, len(units))
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.feed_back: nn.Linear | None = None
+        self.feed_back: Linear | None = None
         self.terms = ("ctc",)
         if config.intermediate:
-            self.feed_back = nn.Linear(len(units), dim)
+            self.feed_back = Linear(len(units), dim)
             # A pre-trained encoder begins as it was trained, without a fresh head's guesses in it.
             nn.init.zeros_(self.feed_back.weight)
             nn.init.zeros_(self.feed_back.bias)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asrkit.core.clock import Clock
 from asrkit.core.term import Losses, Ratio, Term
@@ -22,6 +22,7 @@ from asrkit.losses.contrastive import contrastive_loss, draw_negatives, negative
 from asrkit.nn.dropout import Dropout
 from asrkit.nn.encoder import Encoded
 from asrkit.nn.lengths import inside
+from asrkit.nn.linear import Linear
 from asrkit.nn.masking import MaskConfig, SpanMask, draw_mask, pack, take
 from asrkit.nn.quantiser import GumbelQuantiser, Quantised, diversity, gumbel_noise, perplexity
 
@@ -123,8 +124,8 @@ class Wav2Vec2Head(SelfSupervisedHead):
             if config.quantise_targets
             else None
         )
-        self.project_targets = nn.Linear(config.final_dim if self.quantiser else feature_dim, config.final_dim)
-        self.project_states = nn.Linear(dim, config.final_dim)
+        self.project_targets = Linear(config.final_dim if self.quantiser else feature_dim, config.final_dim)
+        self.project_states = Linear(dim, config.final_dim)
         self.codebooks = config.groups if self.quantiser else 0
         quantised = ("diversity",) if self.quantiser else ()
         self.terms = ("contrastive", *quantised, "feature_penalty")

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.dropout import dropout
+from asrkit.nn.linear import Linear, linear
 from asrkit.nn.positions import PositionState, rotate
 
 _TILE = 512
@@ -49,13 +50,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout, self.turns_input = heads, dropout, positions == "rotary-input"
         self.block = block
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.output = nn.Linear(dim, dim)
-        for linear in (self.qkv, self.output):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        self.qkv = Linear(dim, 3 * dim)
+        self.output = Linear(dim, dim)
+        for layer in (self.qkv, self.output):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
         if positions == "relative":
-            self.position = nn.Linear(dim, dim, bias=False)
+            self.position = Linear(dim, dim, bias=False)
             nn.init.normal_(self.position.weight, std=0.02)
             self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
             self.position_bias = nn.Parameter(torch.zeros(heads, dim // heads))
@@ -101,7 +102,7 @@ class SelfAttention(nn.Module):
         turned = rotate(x.view(x.size(0), x.size(1), self.heads, -1), rotary).flatten(2)
         inputs = (turned, turned, x)
         maps = zip(inputs, self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        return tuple(F.linear(y, weight, bias).view(x.size(0), x.size(1), self.heads, -1) for y, weight, bias in maps)
+        return tuple(linear(y, weight, bias).view(x.size(0), x.size(1), self.heads, -1) for y, weight, bias in maps)
 
     def _cut(self, x: Tensor) -> Tensor:
         """Return (N, T, H, D) as blocks (N · B, W, H, D), the last one of a row filled up with zeros."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.dropout import dropout
+from asrkit.nn.linear import Linear
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
 
@@ -62,8 +63,8 @@ class FeedForwardModule(nn.Module):
     def __init__(self, dim: int, inner: int, activation_dropout: float) -> None:
         super().__init__()
         self.norm = LayerNorm(dim)
-        self.input = nn.Linear(dim, inner)
-        self.output = nn.Linear(inner, dim)
+        self.input = Linear(dim, inner)
+        self.output = Linear(inner, dim)
         self.activation_dropout = activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +81,10 @@ class ConvolutionModule(nn.Module):
         """Make the module; ``norm`` is "layer" or "batch"."""
         super().__init__()
         self.norm = LayerNorm(dim)
-        self.gate = nn.Linear(dim, 2 * dim, bias=bias)
+        self.gate = Linear(dim, 2 * dim, bias=bias)
         self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
         self.depthwise_norm = LayerNorm(dim) if norm == "layer" else MaskedBatchNorm(dim)
-        self.output = nn.Linear(dim, dim, bias=bias)
+        self.output = Linear(dim, dim, bias=bias)
 
     def forward(self, x: Tensor, frame_mask: Tensor | None) -> Tensor:
         """Map (N, T, C) to the same shape; frame_mask (N, T) is True where a frame is valid, None if all are."""

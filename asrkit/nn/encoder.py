@@ -23,6 +23,7 @@ from asrkit.nn.conformer import ConformerBlock
 from asrkit.nn.dropout import dropout
 from asrkit.nn.gradient import scale_gradient
 from asrkit.nn.lengths import inside
+from asrkit.nn.linear import Linear
 from asrkit.nn.logmel import LogMelFrontend
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState, make_positions, position_state
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
             self.frontend = LogMelFrontend(config.logmel)
         self.dim, self.feature_dim = config.dim, self.frontend.feature_dim
         self.feature_norm = LayerNorm(self.feature_dim)
-        self.projection = nn.Linear(self.feature_dim, config.dim)
+        self.projection = Linear(self.feature_dim, config.dim)
         self.mask_embedding = nn.Parameter(torch.empty(config.dim).uniform_())
         self.positions = make_positions(config)
         make = TransformerBlock if config.blocks == "transformer" else ConformerBlock

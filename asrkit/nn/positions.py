@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asrkit.nn.config import EncoderConfig
+from asrkit.nn.linear import in_float32
 
 
 @dataclass(frozen=True)
@@ -157,4 +158,12 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, group
     # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
     # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
     # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
-    return F.conv1d(x, F.pad(weight, (0, 1 - kernel % 2)), bias, padding=kernel // 2, groups=groups)
+    weight = F.pad(weight, (0, 1 - kernel % 2))
+    if x.device.type != "cpu":
+        return F.conv1d(x, weight, bias, padding=kernel // 2, groups=groups)
+    # On a CPU as a picture of one row whose channels lie last in memory: twice as fast, three times in the backward pass.
+    image, weight = (y[:, :, None].contiguous(memory_format=torch.channels_last) for y in (x, weight))
+    if not in_float32(x):
+        return F.conv2d(image, weight, bias, padding=(0, kernel // 2), groups=groups).squeeze(2)
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(image.float(), weight, bias, padding=(0, kernel // 2), groups=groups).squeeze(2).bfloat16()

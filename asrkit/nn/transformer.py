@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from asrkit.nn.attention import attention_of
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.dropout import dropout
+from asrkit.nn.linear import Linear
 from asrkit.nn.normalisation import LayerNorm
 from asrkit.nn.positions import PositionState
 
@@ -21,8 +22,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, inner: int, activation_dropout: float) -> None:
         super().__init__()
-        self.input = nn.Linear(dim, inner)
-        self.output = nn.Linear(inner, dim)
+        self.input = Linear(dim, inner)
+        self.output = Linear(inner, dim)
         self.activation_dropout = activation_dropout
         for linear in (self.input, self.output):
             nn.init.normal_(linear.weight, std=0.02)

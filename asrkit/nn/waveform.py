@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from asrkit.errors import AsrkitError
 from asrkit.nn.lengths import inside
+from asrkit.nn.linear import in_float32, linear, products, products_backward
 from asrkit.nn.normalisation import LayerNorm, row_normalise
 
 _EPSILON = 1e-5
@@ -84,7 +85,9 @@ class Convolution(nn.Module):
         """Convolve x (R, C) into (R', C'), R' = (R - K) // stride + 1."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if torch.is_autocast_enabled(x.device.type):
+        if in_float32(x):
+            x = x.bfloat16()
+        elif torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if not torch.is_grad_enabled():
@@ -106,15 +109,29 @@ def _operands(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
 def _matrices(weight: Tensor, stride: int) -> list[Tensor]:
     """Return what the operands are multiplied with, of weight (C', C, K): (C', stride · C), then (C', C) per tap."""
     head = weight[:, :, :stride].transpose(1, 2).flatten(1)
-    return [head, *weight[:, :, stride:].unbind(2)]
+    return [head, *weight[:, :, stride:].permute(2, 0, 1).contiguous()]
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     operands, matrices = _operands(x, weight.size(2), stride), _matrices(weight, stride)
+    if x.dtype != weight.dtype:
+        return products(operands, matrices, bias)
     y = F.linear(operands[0], matrices[0], bias)
     for operand, matrix in zip(operands[1:], matrices[1:], strict=True):
         y.addmm_(operand, matrix.t())
     return y
+
+
+def _convolve_backward(
+    gradient: Tensor, operands: Sequence[Tensor], matrices: Sequence[Tensor], to_operands: Sequence[Tensor]
+) -> list[Tensor]:
+    """Do as `products_backward`, in the tensors' own type."""
+    for number, (to_operand, matrix) in enumerate(zip(to_operands, matrices, strict=False)):
+        if number == 0:
+            torch.mm(gradient, matrix, out=to_operand)
+        else:
+            to_operand.addmm_(gradient, matrix)
+    return [gradient.t() @ operand for operand in operands]
 
 
 class _Convolve(torch.autograd.Function):
@@ -132,19 +149,18 @@ class _Convolve(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (outputs, inputs, kernel), stride = weight.shape, ctx.stride
         to_x = to_weight = None
+        operands = _operands(x, kernel, stride) if ctx.needs_input_grad[1] else []
+        to_operands: list[Tensor] = []
         if ctx.needs_input_grad[0]:
             to_x = torch.empty_like(x)
             to_x[gradient.size(0) * stride :] = 0.0
-            first, *taps = _operands(to_x, kernel, stride)
-            head, *matrices = _matrices(weight, stride)
-            torch.mm(gradient, head, out=first)
-            for part, matrix in zip(taps, matrices, strict=True):
-                part.addmm_(gradient, matrix)
-        if ctx.needs_input_grad[1]:
-            first, *taps = (gradient.t() @ operand for operand in _operands(x, kernel, stride))
-            head = first.view(outputs, stride, inputs).transpose(1, 2)
-            to_weight = torch.cat([head, *(tap[:, :, None] for tap in taps)], dim=2)
-        to_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+            to_operands = _operands(to_x, kernel, stride)
+        backward = products_backward if x.dtype != weight.dtype else _convolve_backward
+        to_matrices = backward(gradient, operands, _matrices(weight, stride), to_operands)
+        if to_matrices:
+            head = to_matrices[0].view(outputs, stride, inputs).transpose(1, 2)
+            to_weight = torch.cat([head, *(tap[:, :, None] for tap in to_matrices[1:])], dim=2)
+        to_bias = gradient.sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias, None
 
 
@@ -208,7 +224,7 @@ class FirstLayer(nn.Module):
             counted = torch.full_like(wave_lengths, samples) if self.foreign_padding else wave_lengths
             frames = (torch.div(counted - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
             return F.gelu(self.norm(windows, frames, kept, weight)).flatten(0, 1)
-        return F.gelu(self.norm(F.linear(windows[:, :kept].flatten(0, 1), weight, self.conv.bias)))
+        return F.gelu(self.norm(linear(windows[:, :kept].flatten(0, 1), weight, self.conv.bias)))
 
 
 class LaterLayer(nn.Module):
