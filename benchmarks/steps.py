@@ -42,8 +42,8 @@ SHAPES = {
 OPTIMISER = OptimiserConfig(clip_norm=1.0)
 """AdamW and clipping, the same for all."""
 IN_FLOAT32 = (
-    "This CPU has no AMX: asrkit multiplies its bfloat16 activations in float32, which is faster here, the others by torch's products "
-    "of bfloat16, which are also what the peak is of; so asrkit's MFU may pass 100 %."
+    "This CPU has no AMX: asrkit multiplies its bfloat16 activations in float32, which is faster here, the others use torch's "
+    "products of bfloat16, which are also what the peak is of; so asrkit's MFU may pass 100 %."
 )
 OWN_COMPILED, OTHER_COMPILED = "asrkit, compiled", "transformers, compiled"
 Maker = Callable[[Any, Batch, torch.device], Neighbour]
