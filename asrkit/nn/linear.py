@@ -83,10 +83,8 @@ def products_backward(
             tile = slice(start, start + _TILE)
             part = gradient[tile].float()
             for number, (to_operand, matrix) in enumerate(zip(to_operands, wide, strict=False)):
-                if number == 0:
-                    to_operand[tile] = part @ matrix
-                else:
-                    to_operand[tile] += part @ matrix
+                before = to_operand[tile].float() if number else None
+                to_operand[tile] = part @ matrix if before is None else before.addmm_(part, matrix)
             for to_matrix, operand in zip(to_matrices, operands, strict=True):
                 to_matrix.addmm_(part.t(), operand[tile].float())
     return to_matrices
