@@ -24,7 +24,7 @@ class TrainingConfig:
     """The loop: how often it speaks, validates and saves; precision."""
 
     precision: str = "auto"
-    """auto, bf16, fp16 or fp32; auto: bf16 where the hardware is fast at it, else fp16 on a GPU, fp32 on a CPU (bf16 saves memory)."""
+    """auto, bf16, fp16 or fp32; auto: bf16 where the hardware is fast at it, else fp16 on a GPU, fp32 on a CPU."""
     compile: bool = False
     """Compile the encoder's blocks (torch.compile): for a GPU, where it fuses what lies between products; needs a C compiler."""
     threads: int = 0
