@@ -33,6 +33,13 @@ done
 SECONDS=0
 . "$root/scripts/env.sh"
 printf 'Environment ready after %d s.\n' "$SECONDS"
+# A signal that ends this shell alone is passed on to the recipe, which saves its state.
+ended() {
+    local children=()
+    read -ra children 2>/dev/null <"/proc/$$/task/$$/children" || true
+    [ ${#children[@]} -eq 0 ] || { kill -TERM "${children[@]}" && wait "${children[@]}"; }
+}
+trap ended EXIT
 bash "$root/examples/librispeech/run.sh" --corpus mini --config mini --size mini --method finetune --subset 10h \
     --corpus-dir "$dir/corpus" --data-dir "$dir/data" --exp-dir "$dir" "${init[@]}"
 printf '\nTotal: %d min %02d s, everything included. Corpus, models and results: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$dir"
