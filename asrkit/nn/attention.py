@@ -2,7 +2,7 @@
 
 Everything goes through scaled_dot_product_attention, but for training on a CPU with dropout on the attention's weights or in
 half precision, where plain products are faster. These, and relative positions, need a table of queries by keys; it is made for
-a tile of queries at a time and, in training, made again in the backward pass, so that memory grows with T · tile.
+a tile of queries at a time and, where there are several, made again in the backward pass, so that memory grows with T · tile.
 
 Block attention cuts the frames into blocks that do not overlap, from the first frame on, and makes rows of a batch of them:
 time and memory grow with T · W. It is exactly attention over all frames under a mask that hides other blocks.
@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asrkit.nn import attention_tables
 from asrkit.nn.config import EncoderConfig
 from asrkit.nn.dropout import dropout
-from asrkit.nn.linear import Linear, linear
+from asrkit.nn.linear import Linear, cpu_has_bf16, linear
 from asrkit.nn.positions import PositionState, rotate
+from asrkit.nn.scratch import calculates_here
 
 _TILE = 512
 
@@ -130,32 +132,30 @@ class SelfAttention(nn.Module):
 
     def _plain(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from queries to keys, (N, H, T, D), where the mask is not False."""
-        if not self._by_products(query):
+        if not self._in_tables(query):
             return self._attend(query, key, value, mask)
         if mask is not None:  # added, not filled in: a fifth of the time
             mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         tiles = [(part, key, value, mask) for part in query.split(_TILE, dim=2)]
         return _each(self._attend, tiles)
 
-    def _by_products(self, query: Tensor) -> bool:
-        """Whether plain products are faster than the fused kernel.
+    def _in_tables(self, query: Tensor) -> bool:
+        """Whether tables of queries by keys are faster than the fused kernel.
 
         On a CPU the fused kernel has no dropout of its own (torch then makes tables by slower means), and its backward pass takes
-        twice as long as plain products in half precision, which are used while one tile holds the frames.
+        longer in half precision than tables that are kept, as they are while one tile holds the frames.
         """
-        if (
-            query.device.type != "cpu"
-            or not (self.training and torch.is_grad_enabled())
-            or torch.compiler.is_compiling()
-        ):
+        if not (calculates_here(query) and self.training and torch.is_grad_enabled()):
             return False
         return self.dropout > 0 or (query.dtype.itemsize == 2 and query.size(2) <= _TILE)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend from Q queries (N, H, Q, D) to all keys; the bias is added to their scores, or a bool mask."""
         probability = self.dropout if self.training else 0.0
-        if not self._by_products(query):
+        if not self._in_tables(query):
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=probability)
+        if not (query.dtype == torch.bfloat16 and cpu_has_bf16()) and attention_tables.worth_while(query, key):
+            return attention_tables.attend_in_tables(query, key, value, bias, probability)
         with torch.autocast("cpu", enabled=False):
             scores = (query * query.size(-1) ** -0.5) @ key.transpose(2, 3)
             weights = (scores if bias is None else scores + bias).softmax(-1)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STEPS = 1 << 16
+STEPS = 1 << 16
+"""Of so many equally likely numbers, dropout drops the lowest ones."""
 
 
 class Dropout(nn.Dropout):
@@ -41,16 +42,21 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     return x * mask
 
 
+def steps_dropped(probability: float) -> int:
+    """Return how many of the numbers are dropped, on the CPU."""
+    return min(round(probability * STEPS), STEPS - 1)
+
+
 @torch.library.custom_op("asrkit::keep_mask", mutates_args=())
 def keep_mask(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
     """Return what dropout multiplies with, on the CPU: zeros, and else the inverse of the share that is kept."""
-    dropped = min(round(probability * _STEPS), _STEPS - 1)
+    dropped = steps_dropped(probability)
     count = math.prod(shape)
     seed = int(torch.randint(1 << 62, ()))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     numbers = torch.from_numpy(words.view(np.int16))[:count].view(shape)
-    kept = numbers.ge_(dropped - _STEPS // 2)
-    return kept.to(dtype).mul_(_STEPS / (_STEPS - dropped))
+    kept = numbers.ge_(dropped - STEPS // 2)
+    return kept.to(dtype).mul_(STEPS / (STEPS - dropped))
 
 
 @keep_mask.register_fake

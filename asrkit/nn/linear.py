@@ -10,7 +10,6 @@ Shapes: R rows, C channels in, C' channels out.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from asrkit.nn.scratch import SCRATCH, calculates_here
 
 _TILE = 1024
 
@@ -41,34 +42,11 @@ def cpu_has_bf16() -> bool:
 def in_float32(x: Tensor) -> bool:
     """Whether products of ``x`` that autocast wants in bfloat16 are faster in float32; compiled code makes its own."""
     return (
-        x.device.type == "cpu"
+        calculates_here(x)
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and not torch.compiler.is_compiling()
         and not cpu_has_bf16()
     )
-
-
-class _Rooms(threading.local):
-    """Memory for the tiles that a product reads and writes, used over and over: copying into new memory takes twice as long."""
-
-    def __init__(self) -> None:
-        self.rooms: dict[int, Tensor] = {}
-
-    def room(self, number: int, rows: int, columns: int) -> Tensor:
-        """Return float32 (rows, columns) with whatever a room held before; what it gave out before has no meaning any more."""
-        count = rows * columns
-        if number not in self.rooms or self.rooms[number].numel() < count:
-            with torch.inference_mode(False):  # else it would serve inference alone
-                self.rooms[number] = torch.empty(count)
-        return self.rooms[number][:count].view(rows, columns)
-
-    def float(self, x: Tensor, number: int) -> Tensor:
-        """Return x (R, C) in float32."""
-        return self.room(number, x.size(0), x.size(1)).copy_(x)
-
-
-_ROOMS = _Rooms()
 
 
 def products(operands: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -79,14 +57,14 @@ def products(operands: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tenso
         y = operands[0].new_empty(operands[0].size(0), wide[0].size(0))
         for start in range(0, y.size(0), _TILE):
             tile = slice(start, start + _TILE)
-            part = _ROOMS.float(operands[0][tile], 0)
-            total = _ROOMS.room(1, part.size(0), y.size(1))
+            part = SCRATCH.copy(0, operands[0][tile])
+            total = SCRATCH.room(1, (part.size(0), y.size(1)))
             if bias is None:
                 torch.mm(part, wide[0].t(), out=total)
             else:
                 torch.addmm(bias, part, wide[0].t(), out=total)
             for operand, matrix in zip(operands[1:], wide[1:], strict=True):
-                total.addmm_(_ROOMS.float(operand[tile], 0), matrix.t())
+                total.addmm_(SCRATCH.copy(0, operand[tile]), matrix.t())
             y[tile] = total
     return y
 
@@ -105,19 +83,21 @@ def products_backward(
     """
     with torch.autocast("cpu", enabled=False):
         wide = [matrix.float() for matrix in matrices]
-        to_matrices = [torch.zeros_like(matrix) for matrix, _ in zip(wide, operands, strict=False)]
+        to_matrices = [torch.empty_like(matrix) for matrix, _ in zip(wide, operands, strict=False)]
         # From the last tile to the first: what is added to a later row finds it written.
-        for start in reversed(range(0, gradient.size(0), _TILE)):
+        starts = range(0, max(gradient.size(0), 1), _TILE)  # no row at all: a product of none is zero
+        for start in reversed(starts):
             tile = slice(start, start + _TILE)
-            part = _ROOMS.float(gradient[tile], 0)
+            part = SCRATCH.copy(0, gradient[tile])
             for number, (to_operand, matrix) in enumerate(zip(to_operands, wide, strict=False)):
                 if number == 0:
-                    total = torch.mm(part, matrix, out=_ROOMS.room(1, part.size(0), matrix.size(1)))
+                    total = torch.mm(part, matrix, out=SCRATCH.room(1, (part.size(0), matrix.size(1))))
                 else:
-                    total = _ROOMS.float(to_operand[tile], 1).addmm_(part, matrix)
+                    total = SCRATCH.copy(1, to_operand[tile]).addmm_(part, matrix)
                 to_operand[tile] = total
             for to_matrix, operand in zip(to_matrices, operands, strict=True):
-                to_matrix.addmm_(part.t(), _ROOMS.float(operand[tile], 1))
+                rest = float(start != starts[-1])
+                torch.addmm(to_matrix, part.t(), SCRATCH.copy(1, operand[tile]), beta=rest, out=to_matrix)
     return to_matrices
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asrkit.nn.config import EncoderConfig
-from asrkit.nn.linear import in_float32
+from asrkit.nn.grouped_convolution import convolve
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what is to be added to the frames (N, T, C), which are zero where padded (``hidden``); the same shape."""
-        y = _convolve(x.transpose(1, 2), self.weight(), self.bias, self.kernel, self.groups)
-        return F.gelu(y).transpose(1, 2)
+        return F.gelu(convolve(x, self.weight(), self.bias, self.groups))
 
     def weight(self) -> Tensor:
         """Return the convolution's weight (C, C / groups, K)."""
@@ -136,9 +135,7 @@ class StackedConvPositions(nn.Module):
             if hidden is not None and number > 0:
                 x = x.masked_fill(hidden, 0.0)
             assert isinstance(layer, nn.Conv1d)
-            y = _convolve(x.transpose(1, 2), layer.weight, layer.bias, layer.kernel_size[0], layer.groups).transpose(
-                1, 2
-            )
+            y = convolve(x, layer.weight, layer.bias, layer.groups)
             x = F.gelu(F.layer_norm(y, y.shape[-1:]).to(y.dtype))
         return x
 
@@ -151,19 +148,3 @@ def make_positions(config: EncoderConfig) -> ConvPositions | StackedConvPosition
     if config.conv_position_layers == 1:
         return ConvPositions(*shape)
     return StackedConvPositions(*shape, config.conv_position_layers)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, groups: int) -> Tensor:
-    """Convolve (N, C, T) into as many frames; an even kernel of K taps reaches back by K / 2 frames."""
-    # A zero tap makes an even kernel odd: as many frames come out as go in, without one to be cut. Besides, given
-    # even kernels and fewer than 16 channels per group, oneDNN's bfloat16 convolution returns wrong numbers on
-    # CPUs with AMX (seen in torch 2.9; the same family of faults as pytorch issue 163347).
-    weight = F.pad(weight, (0, 1 - kernel % 2))
-    if x.device.type != "cpu":
-        return F.conv1d(x, weight, bias, padding=kernel // 2, groups=groups)
-    # On a CPU as a picture of one row whose channels lie last in memory: twice as fast, three times in the backward pass.
-    image, weight = (y[:, :, None].contiguous(memory_format=torch.channels_last) for y in (x, weight))
-    if not in_float32(x):
-        return F.conv2d(image, weight, bias, padding=(0, kernel // 2), groups=groups).squeeze(2)
-    with torch.autocast("cpu", enabled=False):
-        return F.conv2d(image.float(), weight, bias, padding=(0, kernel // 2), groups=groups).squeeze(2).bfloat16()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from asrkit.errors import AsrkitError
+from asrkit.nn import three_taps
 from asrkit.nn.lengths import inside
 from asrkit.nn.linear import in_float32, linear, products, products_backward
 from asrkit.nn.normalisation import LayerNorm, row_normalise
@@ -113,6 +114,8 @@ def _matrices(weight: Tensor, stride: int) -> list[Tensor]:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    if three_taps.worth_while(x, weight, stride):
+        return three_taps.convolve(x, weight, bias)
     operands, matrices = _operands(x, weight.size(2), stride), _matrices(weight, stride)
     if x.dtype != weight.dtype:
         return products(operands, matrices, bias)
@@ -148,11 +151,15 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         (outputs, inputs, kernel), stride = weight.shape, ctx.stride
-        to_x = to_weight = None
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_bias = gradient.sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
+        if three_taps.worth_while(x, weight, stride):
+            to_weight = three_taps.convolve_backward(gradient, x, weight, to_x, ctx.needs_input_grad[1])
+            return to_x, to_weight, to_bias, None
+        to_weight = None
         operands = _operands(x, kernel, stride) if ctx.needs_input_grad[1] else []
         to_operands: list[Tensor] = []
-        if ctx.needs_input_grad[0]:
-            to_x = torch.empty_like(x)
+        if to_x is not None:
             to_x[gradient.size(0) * stride :] = 0.0
             to_operands = _operands(to_x, kernel, stride)
         backward = products_backward if x.dtype != weight.dtype else _convolve_backward
@@ -160,7 +167,6 @@ class _Convolve(torch.autograd.Function):
         if to_matrices:
             head = to_matrices[0].view(outputs, stride, inputs).transpose(1, 2)
             to_weight = torch.cat([head, *(tap[:, :, None] for tap in to_matrices[1:])], dim=2)
-        to_bias = gradient.sum(0, dtype=weight.dtype) if ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias, None
 
 

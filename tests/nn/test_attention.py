@@ -54,7 +54,7 @@ def test_plain_attention() -> None:
 
 @pytest.mark.parametrize("tile", [4, 100])
 @pytest.mark.parametrize("kind", ["none", "relative"])
-def test_training_by_products_is_the_fused_kernel(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_tables_is_the_fused_kernel(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64, with dropout that rounds to none."""
     monkeypatch.setattr(module, "_TILE", tile)
     layer, (x, frame_mask) = make(kind).double(), make_input(9)
@@ -63,7 +63,7 @@ def test_training_by_products_is_the_fused_kernel(kind: str, tile: int, monkeypa
     found = []
     for probability in (0.0, 1e-9):
         layer.train().dropout = probability
-        assert layer._by_products(x.new_empty(1, 1, 9, 8)) == (probability > 0)
+        assert layer._in_tables(x.new_empty(1, 1, 9, 8)) == (probability > 0)
         y = layer(x, frame_mask, shared)
         found.append([y, *torch.autograd.grad(y[frame_mask].square().sum(), [x, *layer.parameters()])])
     for fused, ours in zip(*found, strict=True):
