@@ -20,8 +20,8 @@ FORMULA = (
     "dim x dim / groups x kernel; per block, 4 x dim x dim for attention's projections, 2 x frames of the utterance x dim for its "
     "scores and sums, 2 x dim x inner channels for the feed-forward layer. The whole three times, once for the forward and twice "
     "for the backward pass; a frozen frontend once; blocks in proportion to the share that LayerDrop keeps. Heads, losses, norms "
-    "and padding do not count. The peak is the best of this machine's own square matrix products at the same precision, in the "
-    "same run."
+    "and padding do not count, and a shorter way to a product counts as the plain one. The peak is the best of this machine's own "
+    "square matrix products at the same precision, in the same run."
 )
 SIDES = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of the matrices whose product is the peak."""
